@@ -1,0 +1,288 @@
+"""The base of all stacks: a description, its running copies, their life and their steps' names."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from scrapy.exceptions import CloseSpider, DropItem
+from twisted.internet.defer import DeferredLock
+
+from ._engine import Steps, resolve
+from ._runtime import CANCELLED
+from .defer import process_chain_async
+from .exceptions import (
+    ClosingError,
+    DeferKitError,
+    NoItemReturned,
+    StackConfigError,
+    mark_step,
+    step_of,
+)
+from .processor import Step, check, is_stack, make_step, needs_crawler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from scrapy.crawler import Crawler
+    from twisted.python.failure import Failure
+
+    Self = TypeVar("Self", bound="Stack")
+
+PASSING: tuple[type[BaseException], ...] = (DropItem, CloseSpider, *CANCELLED)
+"""What is no failure: it passes through every stack untouched."""
+
+_RUNNING = "_deferkit_running"
+
+
+class Stack:
+    """A processor made of processors: an immutable description, and what runs it.
+
+    A stack may stand at module level, in settings, and in several spiders at once: it is never
+    changed, and copies to itself. :meth:`bind` gives the copy that runs in one crawler. A stack
+    of plain callables can also be awaited as it is: ``item = await stack(item)``.
+    """
+
+    steps: tuple[Step, ...] | None = None
+    """The steps as they are called; ``None`` as long as some of them need a crawler."""
+
+    def __init__(self, processors: Iterable[Any], name: str | None) -> None:
+        self.name = type(self).__name__ if name is None else name
+        if not self.name or "/" in self.name:
+            raise StackConfigError(
+                f"{type(self).__name__}(name={name!r}): a name is text without a slash"
+            )
+        self._processors = tuple(processors)
+        self._description: Stack = self
+        self._crawler: Crawler | None = None
+        self._opened = 0
+        self._lock = DeferredLock()
+        for processor in self._processors:
+            check(processor, str(self))
+        if not any(needs_crawler(processor) for processor in self._processors):
+            self._set_up(None)
+
+    def __copy__(self: Self) -> Self:
+        return self
+
+    def __deepcopy__(self: Self, memo: object) -> Self:
+        return self
+
+    def __str__(self) -> str:
+        kind = type(self).__name__
+        return kind if self.name == kind else f"{kind} {self.name!r}"
+
+    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Process *item*: give, once awaited, the item to go on with.
+
+        The extra arguments go to every processor and errback, but not to Scrapy pipelines.
+        Raises what a processor raises; :func:`~scrapy_deferkit.exceptions.step_of` tells where.
+        """
+        raise NotImplementedError
+
+    def _arrange(self) -> None:
+        """Prepare calls from ``self.steps``, which have just been made."""
+
+    def bind(self: Self, crawler: Crawler) -> Self:
+        """Give the copy of this stack that runs in *crawler*, ready to be opened.
+
+        Import paths are loaded and components built. There is one copy per crawler and stack
+        object, wherever in the crawler the object is used.
+
+        Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where that cannot be done.
+        """
+        if self._crawler is crawler:
+            return self
+        description = self._description
+        running: dict[int, Self] = vars(crawler).setdefault(_RUNNING, {})
+        bound = running.get(id(description))
+        if bound is None:
+            bound = object.__new__(type(self))
+            vars(bound).update(vars(description))
+            bound._crawler = crawler
+            bound._lock = DeferredLock()
+            bound._set_up(crawler)
+            running[id(description)] = bound
+        return bound
+
+    def _set_up(self, crawler: Crawler | None) -> None:
+        taken: set[str] = set()
+        steps = []
+        for processor in self._processors:
+            step = make_step(processor, crawler)
+            name, number = step.name, 1
+            while name in taken:
+                number += 1
+                name = f"{step.name}#{number}"
+            taken.add(name)
+            steps.append(Step(name, step.call, step.source, step.takes_item_only))
+        self.steps = tuple(steps)
+        self._arrange()
+
+    async def open(self) -> None:
+        """Open every component in the stack, in order; the first of several calls does it.
+
+        When one fails, those already open are closed again, and its exception is raised.
+        """
+        crawler = self._crawler
+        if crawler is None:
+            raise DeferKitError(f"{self} is not bound: open stack.bind(crawler), not the stack")
+        await resolve(self._lock.acquire())
+        try:
+            if not self._opened:
+                await self._open_steps(crawler)
+            self._opened += 1
+        finally:
+            self._lock.release()
+
+    async def _open_steps(self, crawler: Crawler) -> None:
+        opened: list[Step] = []
+        try:
+            for step in self.steps or ():
+                await step.open(crawler)
+                opened.append(step)
+        except BaseException as error:
+            self._mark(step, error)
+            for failure in await _close(opened, crawler):
+                error.__context__ = failure
+            raise
+
+    async def close(self) -> None:
+        """Close every component in the stack, the last one first; the last of the calls does it.
+
+        All are closed, whatever one of them does. Raises one
+        :exc:`~scrapy_deferkit.exceptions.ClosingError` that carries every failure.
+        """
+        if self._crawler is None:
+            raise DeferKitError(f"{self} is not bound: close stack.bind(crawler), not the stack")
+        await resolve(self._lock.acquire())
+        try:
+            if not self._opened:
+                return
+            self._opened -= 1
+            errors = [] if self._opened else await _close(self.steps or (), self._crawler)
+        finally:
+            self._lock.release()
+        if errors:
+            raise ClosingError(str(self), errors)
+
+    def refuse_unless_taking(self, extra: int, meaning: str) -> None:
+        """Raise :exc:`StackConfigError` at a processor that cannot take *extra* arguments.
+
+        *meaning* is how the arguments of a processor are shown, such as ``"(item, response)"``.
+        """
+        for position, step in enumerate(self.steps or ()):
+            if is_stack(step.source):
+                step.source.refuse_unless_taking(extra, meaning)
+            elif not step.takes_item_only:
+                leading = self._leading_arguments(position)
+                if not _takes(step.call, leading + extra):
+                    before = "(failure, ...) before them, " if leading > 1 else ""
+                    raise StackConfigError(
+                        f"{self.name}/{step.name}: processors here are called with {meaning}, "
+                        f"{before}and {step.name}{_signature(step.call)} cannot take that"
+                    )
+
+    def _leading_arguments(self, position: int) -> int:
+        """Tell how many arguments the step at *position* gets before the extra ones."""
+        return 1
+
+    def _mark(self, step: Step, error: BaseException) -> None:
+        """Note on *error*, which came out of *step*, the path of the step where it rose."""
+        inner = step_of(error) if is_stack(step.source) else None
+        below = f"/{inner.partition('/')[2]}" if inner and "/" in inner else ""
+        mark_step(error, f"{self.name}/{step.name}{below}")
+
+    def _run(self, step: Step, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        """Call *step* alone, with the stack's rules for what it returns and raises."""
+        return process_chain_async(StepCalls.of(self, [step]), item, *args, **kwargs)
+
+    def _handle(
+        self, step: Step, failure: Failure, item: Any, *args: Any, **kwargs: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Call the errback *step*; *failure*, raised again, stays where it rose."""
+
+        def call(item: Any, *args: Any, **kwargs: Any) -> Any:
+            return step.call(failure, item, *args, **kwargs)
+
+        calls = StepCalls.of(self, [Step(step.name, call, step.source)])
+        calls.handled = failure.value
+        return process_chain_async(calls, item, *args, **kwargs)
+
+    def _not_ready(self) -> DeferKitError:
+        paths = [str(processor) for processor in self._processors if needs_crawler(processor)]
+        return DeferKitError(
+            f"{self} is not bound to a crawler, and needs one for {', '.join(paths)}: "
+            "use stack.bind(crawler), or one of the pipelines, which does it"
+        )
+
+
+class StepCalls(Steps):
+    """The calls of a stack's steps, for the engine."""
+
+    stack: Stack
+    steps: tuple[Step, ...]
+    handled: BaseException | None = None
+
+    @classmethod
+    def of(cls, stack: Stack, steps: Iterable[Step]) -> StepCalls:
+        """Give the calls of *steps*, which belong to *stack*."""
+        steps = tuple(steps)
+        calls = cls(step.call for step in steps)
+        calls.stack, calls.steps = stack, steps
+        return calls
+
+    def failed(self, position: int, error: Exception) -> None:
+        """Note on *error* the path of the step where it rose."""
+        if error is not self.handled:
+            self.stack._mark(self.steps[position], error)
+
+    def nothing_returned(self, position: int) -> Exception:
+        """Say which step returned no item."""
+        return nothing_returned(f"{self.stack.name}/{self.steps[position].name}")
+
+
+def pair_of(step: Any, owner: str) -> tuple[Any, ...]:
+    """Give *step*, a processor or a pair ``(processor, errback)``, as a tuple of one or two."""
+    if not isinstance(step, (tuple, list)):
+        return (step,)
+    if len(step) != 2:
+        raise StackConfigError(
+            f"{owner}: a step is a processor or a pair (processor, errback); got {step!r}, "
+            f"which has {len(step)} part{'' if len(step) == 1 else 's'}"
+        )
+    return tuple(step)
+
+
+def nothing_returned(path: str) -> NoItemReturned:
+    """Give the exception for a processor that returned ``None``."""
+    return NoItemReturned(
+        f"{path} returned None; a processor returns the item to go on with "
+        "(is a `return item` missing?), or raises DropItem"
+    )
+
+
+async def _close(steps: Iterable[Step], crawler: Crawler) -> list[BaseException]:
+    errors: list[BaseException] = []
+    for step in reversed(tuple(steps)):
+        try:
+            await step.close(crawler)
+        except ClosingError as error:
+            errors.extend(error.errors)
+        except (Exception, *CANCELLED) as error:
+            errors.append(error)
+    return errors
+
+
+def _takes(call: Callable[..., Any], count: int) -> bool:
+    try:
+        inspect.signature(call).bind(*(None,) * count)
+    except TypeError:
+        return False
+    except ValueError:  # a callable without a readable signature: nobody can tell
+        return True
+    return True
+
+
+def _signature(call: Callable[..., Any]) -> str:
+    return str(inspect.signature(call))

@@ -1,0 +1,212 @@
+"""Copies of items, and ways to make one item of the results of several branches."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from itemadapter import ItemAdapter
+from itemadapter.adapter import AttrsAdapter, DataclassAdapter
+from scrapy.item import Item
+
+from .exceptions import MergeConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+_MISSING = object()
+
+
+def copy_item(item: Any) -> Any:
+    """Copy *item*, and the lists, dicts, sets and items in it, recursively; share all else.
+
+    Constructors, converters and validators do not run again. Any value may be given; one that is
+    none of these is its own copy.
+
+    >>> item = {"tags": ["new"], "when": object()}
+    >>> copied = copy_item(item)
+    >>> copied == item, copied["tags"] is item["tags"], copied["when"] is item["when"]
+    (True, False, True)
+    """
+    copier = _copier(type(item))
+    return item if copier is None else copier(item)
+
+
+@lru_cache(maxsize=1024)
+def _copier(cls: type) -> Callable[[Any], Any] | None:
+    if cls is dict:
+        return _copy_plain_dict
+    if cls is list:
+        return _copy_plain_list
+    if issubclass(cls, dict):
+        return _copy_dict
+    if issubclass(cls, list):
+        return _copy_list
+    if issubclass(cls, set):
+        return copy.copy
+    if issubclass(cls, Item):
+        return _copy_scrapy_item
+    return _copy_fields if ItemAdapter.is_item_class(cls) else None
+
+
+def _copy_plain_dict(value: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: copy_item(each) for key, each in value.items()}
+
+
+def _copy_plain_list(value: list[Any]) -> list[Any]:
+    return [copy_item(each) for each in value]
+
+
+def _copy_dict(value: dict[Any, Any]) -> dict[Any, Any]:
+    copied = copy.copy(value)
+    for key, each in value.items():
+        copied[key] = copy_item(each)
+    return copied
+
+
+def _copy_list(value: list[Any]) -> list[Any]:
+    copied = copy.copy(value)
+    copied[:] = [copy_item(each) for each in value]
+    return copied
+
+
+def _copy_scrapy_item(item: Item) -> Item:
+    # Not Item.copy(): it calls the constructor again, which a subclass may have changed.
+    copied = copy.copy(item)
+    copied._values = {key: copy_item(each) for key, each in item.items()}
+    return copied
+
+
+def _copy_fields(item: Any) -> Any:
+    copied = copy.copy(item)
+    for field, value in ItemAdapter(item).items():
+        value_copy = copy_item(value)
+        if value_copy is not value:
+            _force_field(copied, field, value_copy)
+    return copied
+
+
+def _force_field(item: Any, field: str, value: Any) -> None:
+    """Set *field* of a fresh copy past frozen classes, validators and records of what was set."""
+    cls = type(item)
+    if DataclassAdapter.is_item_class(cls) or AttrsAdapter.is_item_class(cls):
+        object.__setattr__(item, field, value)
+    elif not _is_pydantic(item):
+        ItemAdapter(item)[field] = value
+    elif field in vars(item):
+        vars(item)[field] = value
+    else:
+        item.__pydantic_extra__[field] = value
+
+
+def _is_pydantic(item: Any) -> bool:
+    return hasattr(item, "model_copy")
+
+
+def merge_changes(item: Any, results: Sequence[Any]) -> Any:
+    """Apply to *item* what each of *results* changed against it; give the item.
+
+    ``None`` among the results stands for no change, and a field that a result lacks was deleted.
+    A value counts as changed when it is of another type or unequal. Which result came first does
+    not matter: nothing is applied where two results change one field differently.
+
+    Raises :exc:`~scrapy_deferkit.exceptions.MergeConflict` on such a field, and when a result is
+    not an item of the same type as *item*.
+
+    >>> merge_changes({"title": " A ", "n": 1}, [{"title": "A", "n": 1}, {"title": " A ", "n": 2}])
+    {'title': 'A', 'n': 2}
+    """
+    before = dict(ItemAdapter(item).items())
+    changes: dict[str, Any] = {}
+    for position, result in enumerate(results, start=1):
+        if result is None or result is item:
+            continue
+        if type(result) is not type(item):
+            raise MergeConflict(
+                f"branch {position} returned a {type(result).__name__}, and the item is a "
+                f"{type(item).__name__}: merge_changes takes items of one type, or None for no "
+                "change; convert the item before or behind the Parallel, or give it merge="
+            )
+        after = dict(ItemAdapter(result).items())
+        for field in [*before, *(field for field in after if field not in before)]:
+            value = after.get(field, _MISSING)
+            if _is_same(value, before.get(field, _MISSING)):
+                continue
+            if field in changes and not _is_same(value, changes[field]):
+                raise MergeConflict(
+                    f"two branches changed the field {field!r}, to {_shown(changes[field])} and "
+                    f"to {_shown(value)}: let one branch write each field, or give the Parallel "
+                    "merge= that decides"
+                )
+            changes[field] = value
+    deleted = [field for field, value in changes.items() if value is _MISSING]
+    return set_fields(
+        item, {field: it for field, it in changes.items() if it is not _MISSING}, deleted
+    )
+
+
+def keep_item(item: Any, results: Sequence[Any]) -> Any:
+    """Give *item* as it was before the branches; ignore what they returned."""
+    return item
+
+
+def set_fields(item: Any, changes: Mapping[str, Any], deleted: Sequence[str] = ()) -> Any:
+    """Set the fields *changes* of *item* and remove those *deleted*; give the item.
+
+    A frozen item is rebuilt with :func:`dataclasses.replace`, ``attrs.evolve`` or ``model_copy``;
+    any other is changed in place.
+    """
+    if not (_is_pydantic(item) and _is_frozen_model(item, changes, deleted)):
+        adapter = ItemAdapter(item)
+        try:
+            for field, value in changes.items():
+                adapter[field] = value
+            for field in deleted:
+                del adapter[field]
+        except AttributeError:  # the base of what frozen dataclasses and attrs classes raise
+            pass
+        else:
+            return item
+    return _rebuild(item, changes, deleted)
+
+
+def _is_frozen_model(item: Any, changes: Iterable[str], deleted: Iterable[str]) -> bool:
+    fields = type(item).model_fields
+    return bool(item.model_config.get("frozen")) or any(
+        field in fields and fields[field].frozen for field in (*changes, *deleted)
+    )
+
+
+def _rebuild(item: Any, changes: Mapping[str, Any], deleted: Iterable[str]) -> Any:
+    if _is_pydantic(item):
+        rebuilt = item.model_copy(update=dict(changes))
+        for field in deleted:
+            del vars(rebuilt)[field]
+        return rebuilt
+    if dataclasses.is_dataclass(item):
+        rebuilt = dataclasses.replace(item, **changes)  # type: ignore[type-var]
+    else:
+        from attr import evolve  # attrs is there when its items are
+
+        rebuilt = evolve(item, **changes)
+    for field in deleted:
+        object.__delattr__(rebuilt, field)
+    return rebuilt
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    if value is other:
+        return True
+    try:
+        return type(value) is type(other) and bool(value == other)
+    except Exception:  # an array, say, has no one truth: take it as changed
+        return False
+
+
+def _shown(value: Any) -> str:
+    if value is _MISSING:
+        return "nothing (deleted)"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,256 @@
+"""What a processor may be: loading, adapting and naming it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import weakref
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from scrapy.exceptions import NotConfigured
+from scrapy.pipelines.media import MediaPipeline
+from scrapy.utils.misc import build_from_crawler
+
+from ._engine import resolve, shield
+from .exceptions import StackConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from scrapy.crawler import Crawler
+
+_COMPONENT_METHODS = ("from_crawler", "open_spider", "process_item")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One processor of a stack, ready to be called."""
+
+    name: str
+    call: Callable[..., Any]
+    source: Any
+    """What is opened and closed with the spider: a component, a stack, or a plain callable."""
+    takes_item_only: bool = False
+
+    async def open(self, crawler: Crawler) -> None:
+        """Open what the step holds, as Scrapy opens a pipeline."""
+        if is_stack(self.source):
+            await self.source.open()
+        else:
+            claim(self.source, crawler)
+            await self._call_hook("open_spider", crawler)
+
+    async def close(self, crawler: Crawler) -> None:
+        """Close what the step holds, as Scrapy closes a pipeline."""
+        if is_stack(self.source):
+            await self.source.close()
+            return
+        try:
+            await self._call_hook("close_spider", crawler)
+        finally:
+            release(self.source)
+
+    async def _call_hook(self, hook: str, crawler: Crawler) -> None:
+        method = getattr(self.source, hook, None) if is_component(self.source) else None
+        if method is not None:
+            await resolve(method(crawler.spider) if wants_spider(method) else method())
+
+
+def is_stack(processor: Any) -> bool:
+    """Tell whether *processor* is a stack: a processor made of processors."""
+    return hasattr(type(processor), "bind") and hasattr(type(processor), "steps")
+
+
+def is_component(processor: Any) -> bool:
+    """Tell whether *processor* is a Scrapy component, or the class of one."""
+    if is_stack(processor):
+        return False
+    cls = processor if inspect.isclass(processor) else type(processor)
+    return any(hasattr(cls, method) for method in _COMPONENT_METHODS)
+
+
+def needs_crawler(processor: Any) -> bool:
+    """Tell whether *processor* can only be called in a stack that was bound to a crawler."""
+    if is_stack(processor):
+        return processor.steps is None
+    return isinstance(processor, str) or is_component(processor)
+
+
+def check(processor: Any, owner: str) -> None:
+    """Raise :exc:`StackConfigError` where *processor* cannot be one, naming its *owner*."""
+    if isinstance(processor, str):
+        if not all(part.isidentifier() for part in processor.split(".")) or "." not in processor:
+            raise StackConfigError(
+                f"{owner}: {processor!r} is not an import path; "
+                'write it in full, as in "bookshop.processors.clean_title"'
+            )
+    elif not callable(processor) and not is_component(processor):
+        raise StackConfigError(
+            f"{owner}: {processor!r} ({type(processor).__name__}) is not a processor; allowed are "
+            "a callable, its import path, a Scrapy pipeline (class or instance), and a stack"
+        )
+
+
+def make_step(processor: Any, crawler: Crawler | None) -> Step:
+    """Load, build and adapt *processor*; without a *crawler*, only what :func:`needs_crawler` not.
+
+    Raises :exc:`StackConfigError` when an import path leads nowhere or to no processor, and when
+    a component cannot be built.
+    """
+    name = name_of(processor)
+    if isinstance(processor, str):
+        path, processor = processor, load(processor)
+        check(processor, f"import path {path!r}")
+    if is_stack(processor):
+        bound = processor if crawler is None else processor.bind(crawler)
+        return Step(bound.name, bound, bound)
+    if crawler is None or not is_component(processor):
+        return Step(name, processor, processor)
+    if inspect.isclass(processor):
+        processor = _build(processor, crawler)
+    else:
+        claim(processor, crawler)
+    return _component_step(name, processor, crawler)
+
+
+def _component_step(name: str, component: Any, crawler: Crawler) -> Step:
+    process = getattr(component, "process_item", None)
+    if process is None:
+        if not callable(component):
+            raise StackConfigError(
+                f"{name}: a component needs process_item() or __call__() to be a processor; "
+                f"{type(component).__name__} has neither"
+            )
+        return Step(name, component, component)
+
+    def call(item: Any, *_: Any, **__: Any) -> Any:
+        return process(item)
+
+    def call_with_spider(item: Any, *_: Any, **__: Any) -> Any:
+        return process(item, spider=crawler.spider)
+
+    def call_shielded(item: Any, *_: Any, **__: Any) -> Any:
+        # Media pipelines share a download between items: cancelled with one of them, it would
+        # leave the others waiting for ever.
+        return shield(process(item))
+
+    if isinstance(component, MediaPipeline):
+        adapted: Callable[..., Any] = call_shielded
+    else:
+        adapted = call_with_spider if wants_spider(process) else call
+    return Step(name, adapted, component, takes_item_only=True)
+
+
+def _build(component: type, crawler: Crawler) -> Any:
+    try:
+        return build_from_crawler(component, crawler)
+    except NotConfigured as error:
+        raise StackConfigError(
+            f"{component.__name__} is in a stack and says that it is not configured "
+            f"({error or 'without a reason'}): configure it, or take it out of the stack"
+        ) from error
+
+
+def load(path: str) -> Any:
+    """Import the object at *path*; where there is none, say what has the nearest name.
+
+    Raises :exc:`StackConfigError`, with the cause.
+    """
+    module_path, _, name = path.rpartition(".")
+    try:
+        module = importlib.import_module(module_path)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if module_path != missing and not module_path.startswith(f"{missing}."):
+            raise StackConfigError(f"importing {path!r} failed: {error}") from error
+        parent, _, last = missing.rpartition(".")
+        hint = _nearest(last, _module_names(parent))
+        raise StackConfigError(
+            f"cannot import {path!r}: there is no module {missing!r}{hint}"
+        ) from error
+    except Exception as error:
+        raise StackConfigError(
+            f"importing {path!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        hint = _nearest(name, vars(module))
+        raise StackConfigError(
+            f"cannot import {path!r}: the module {module_path!r} has no {name!r}{hint}"
+        ) from error
+
+
+def stack_at(stack: Any) -> Any:
+    """Give *stack*, or what is at the import path *stack*.
+
+    Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where that is no stack.
+    """
+    found = load(stack) if isinstance(stack, str) else stack
+    if not is_stack(found) or isinstance(found, type):
+        raise StackConfigError(
+            f"{found!r} ({type(found).__name__}) is not a stack; give a stack such as "
+            "Chain(clean, store), or its import path"
+        )
+    return found
+
+
+def _module_names(package: str) -> list[str]:
+    where = list(importlib.import_module(package).__path__) if package else None
+    return [module.name for module in pkgutil.iter_modules(where)]
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def name_of(processor: Any) -> str:
+    """Give the name of *processor*: a stack's own, else that of the callable or the class."""
+    if isinstance(processor, str):
+        return processor.rpartition(".")[2]
+    if is_stack(processor):
+        return str(processor.name)
+    if isinstance(processor, partial):
+        return name_of(processor.func)
+    name = getattr(processor, "__name__", None) or type(processor).__name__
+    return "lambda" if name == "<lambda>" else str(name)
+
+
+def wants_spider(method: Callable[..., Any]) -> bool:
+    """Tell whether *method* requires the ``spider`` argument of older Scrapy versions."""
+    try:
+        parameter = inspect.signature(method).parameters.get("spider")
+    except (TypeError, ValueError):  # a callable without a readable signature
+        return False
+    return parameter is not None and parameter.default is parameter.empty
+
+
+_serving: dict[int, tuple[Any, weakref.ref[Crawler]]] = {}
+
+
+def claim(component: Any, crawler: Crawler) -> None:
+    """Let *component*, an instance that a user made, serve *crawler* until it is released.
+
+    Raises :exc:`StackConfigError` while it serves another crawler: what it holds, a file or a
+    connection, would be shared without either knowing.
+    """
+    if not is_component(component):
+        return
+    claimed = _serving.get(id(component))
+    other = None if claimed is None else claimed[1]()
+    if other is not None and other is not crawler:
+        raise StackConfigError(
+            f"the {type(component).__name__} instance in this stack serves another crawler; put "
+            "its class or its import path into the stack, and each crawler gets its own"
+        )
+    _serving[id(component)] = (component, weakref.ref(crawler))
+
+
+def release(component: Any) -> None:
+    """End what :func:`claim` began."""
+    _serving.pop(id(component), None)

@@ -1,0 +1,385 @@
+"""The stacks: processors in a chain, error-tolerant, in parallel, and per element.
+
+Each is a processor itself, so they nest: ``Chain(clean, Parallel(stock, reviews), store)``.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from itemadapter import ItemAdapter
+from scrapy.exceptions import CloseSpider, DropItem
+from twisted.python.failure import Failure
+
+from ._engine import cancel_and_wait, is_pending, resolve
+from ._runtime import CANCELLED, to_deferred
+from ._stack import PASSING, Stack, StepCalls, nothing_returned, pair_of
+from .defer import (
+    parallel_async,
+    process_chain_async,
+    process_chain_both,
+    process_chain_both_async,
+    process_parallel_async,
+)
+from .exceptions import DeferKitError, StackConfigError, StepCancelled, mark_step
+from .merge import copy_item, merge_changes, set_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+    from twisted.internet.defer import Deferred
+
+    from .processor import Step
+
+logger = logging.getLogger(__name__)
+
+
+class Chain(Stack):
+    """One processor after the other, each with the item that the one before it returned.
+
+    Runs on :func:`~scrapy_deferkit.defer.process_chain_async`.
+    """
+
+    _calls: StepCalls | None = None
+
+    def __init__(self, *processors: Any, name: str | None = None) -> None:
+        super().__init__(processors, name)
+
+    def _arrange(self) -> None:
+        self._calls = StepCalls.of(self, self.steps or ())
+
+    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        if self._calls is None:
+            raise self._not_ready()
+        return process_chain_async(self._calls, item, *args, **kwargs)
+
+
+class _Before:
+    """The item as it was before the step that is running."""
+
+    __slots__ = ("item",)
+
+
+class Tolerant(Stack):
+    """One processor after the other, with errbacks that handle what fails.
+
+    A step is a processor ``p``, or a pair ``(p, errback)``. ``errback(failure, item, *args)``
+    runs when its own ``p`` fails, or when an earlier failure is still unhandled; it gets the item
+    as it was before the step that failed, a fresh copy each time, and returns the item to go on
+    with, or raises. An errback that handles an earlier failure takes the place of its own ``p``,
+    which does not run.
+
+    ``on`` (an exception class or a tuple of them) narrows what the errbacks handle;
+    ``DropItem``, ``CloseSpider`` and cancellation are never handled. ``copy`` is how an item is
+    copied: :func:`~scrapy_deferkit.merge.copy_item`.
+
+    Runs on :func:`~scrapy_deferkit.defer.process_chain_both_async`, each errback in a pair of its
+    own behind its callback.
+    """
+
+    _callbacks: Sequence[Callable[..., Any] | None] | None = None
+    _errbacks: Sequence[Callable[..., Any] | None] = ()
+
+    def __init__(
+        self,
+        *steps: Any,
+        on: type[BaseException] | tuple[type[BaseException], ...] = Exception,
+        copy: Callable[[Any], Any] = copy_item,
+        name: str | None = None,
+    ) -> None:
+        pairs = [pair_of(step, "Tolerant") for step in steps]
+        classes = on if isinstance(on, tuple) else (on,)
+        if not classes or not all(
+            isinstance(each, type) and issubclass(each, BaseException) for each in classes
+        ):
+            raise StackConfigError(
+                f"Tolerant(on={on!r}): on= is an exception class, or a tuple of them"
+            )
+        self._on = classes
+        self._copy = copy
+        self._roles = [role for pair in pairs for role in ("callback", "errback")[: len(pair)]]
+        super().__init__([processor for pair in pairs for processor in pair], name)
+
+    def _leading_arguments(self, position: int) -> int:
+        return 2 if self._roles[position] == "errback" else 1
+
+    def _arrange(self) -> None:
+        callbacks: list[Callable[..., Any] | None] = []
+        errbacks: list[Callable[..., Any] | None] = []
+        last = max((i for i, role in enumerate(self._roles) if role == "errback"), default=-1)
+        for position, (step, role) in enumerate(zip(self.steps or (), self._roles, strict=True)):
+            if role == "callback":
+                callbacks.append(self._callback(step, is_watched=position < last))
+                errbacks.append(None)
+            else:
+                callbacks.append(None)
+                errbacks.append(self._errback(step))
+        self._callbacks, self._errbacks = callbacks, errbacks
+
+    def _callback(self, step: Step, is_watched: bool) -> Callable[..., Any]:
+        def callback(item: Any, before: _Before, *args: Any, **kwargs: Any) -> Any:
+            if is_watched:
+                before.item = self._copy(item)
+            return self._run(step, item, *args, **kwargs)
+
+        return callback
+
+    def _errback(self, step: Step) -> Callable[..., Any]:
+        def errback(failure: Failure, before: _Before, *args: Any, **kwargs: Any) -> Any:
+            if failure.check(*PASSING) or not failure.check(*self._on):
+                return failure
+
+            return self._handle(step, failure, self._copy(before.item), *args, **kwargs)
+
+        return errback
+
+    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        if self._callbacks is None:
+            raise self._not_ready()
+        return process_chain_both_async(
+            self._callbacks, self._errbacks, item, _Before(), *args, **kwargs
+        )
+
+
+class Parallel(Stack):
+    """Every branch gets a copy of the item; ``merge(item, results)`` makes one item of theirs.
+
+    ``merge`` is :func:`~scrapy_deferkit.merge.merge_changes` (what each branch changed),
+    :func:`~scrapy_deferkit.merge.keep_item` (ignore the results), or your own, which may be a
+    coroutine function; *results* are in the order of the branches. A branch may return ``None``.
+    On the first failure the branches that still run are cancelled and waited for, and then the
+    item fails. Media pipelines are not cancelled: other items may wait for the same download.
+
+    Runs on :func:`~scrapy_deferkit.defer.process_parallel_async`.
+    """
+
+    def __init__(
+        self,
+        *branches: Any,
+        merge: Callable[[Any, list[Any]], Any] = merge_changes,
+        copy: Callable[[Any], Any] = copy_item,
+        name: str | None = None,
+    ) -> None:
+        if not callable(merge):
+            raise StackConfigError(
+                f"Parallel(merge={merge!r}): merge= is a function of the item and the list of "
+                "the branches' results, such as merge_changes or keep_item"
+            )
+        self._merge = merge
+        self._copy = copy
+        super().__init__(branches, name)
+
+    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.steps is None:
+            raise self._not_ready()
+        running: list[Deferred[Any]] = []
+        failed: list[Step] = []
+
+        def branch(step: Step) -> Callable[..., Any]:
+            def call(item: Any, *args: Any, **kwargs: Any) -> Any:
+                return self._start(step, running, failed, item, *args, **kwargs)
+
+            return call
+
+        try:
+            results = await process_parallel_async(
+                [branch(step) for step in self.steps], item, *args, **kwargs
+            )
+        except GeneratorExit:  # nothing can be waited for any more
+            for deferred in running:
+                deferred.cancel()
+            raise
+        except BaseException:
+            await cancel_and_wait(running)
+            raise
+        return await self._merged(item, results)
+
+    def _start(
+        self,
+        step: Step,
+        running: list[Deferred[Any]],
+        failed: list[Step],
+        item: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        def fail(failure: Failure) -> Failure:
+            failed.append(step)
+            failure = _not_cancelled(failure)
+            self._mark(step, failure.value)
+            return failure
+
+        if failed:  # the item fails anyway: start nothing more
+            return None
+        try:
+            result = step.call(self._copy(item), *args, **kwargs)
+        except BaseException:
+            return fail(Failure())
+        if is_pending(result):
+            result = to_deferred(result).addErrback(fail)
+            running.append(result)
+        return fail(result) if isinstance(result, Failure) else result
+
+    async def _merged(self, item: Any, results: list[Any]) -> Any:
+        path = f"{self.name}/merge"
+        try:
+            merged = await resolve(self._merge(item, results))
+        except Exception as error:
+            mark_step(error, path)
+            raise
+        if merged is None:
+            error = nothing_returned(path)
+            mark_step(error, path)
+            raise error
+        return merged
+
+
+class Each(Stack):
+    """A processor over the elements of the list in *field*, at most *concurrency* at once.
+
+    The results take the elements' places, in order; ``DropItem`` removes an element. A field that
+    is missing or ``None`` has no elements. What becomes of an element that fails is *on_error*'s:
+    ``"raise"`` fails the item with the first such failure, the others in its notes;
+    ``"drop"`` removes the element, logs and counts it; an errback, called as
+    ``errback(failure, element, *args)`` with the element as it was, returns another in its place,
+    or raises. In each case all the elements are processed.
+
+    Runs on :func:`~scrapy_deferkit.defer.parallel_async`.
+    """
+
+    def __init__(
+        self,
+        field: str,
+        processor: Any,
+        *,
+        concurrency: int = 8,
+        on_error: Any = "raise",
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(field, str) or not field:
+            raise StackConfigError(f"Each({field!r}, ...): the field is a name, such as 'offers'")
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise StackConfigError(
+                f"Each({field!r}, concurrency={concurrency!r}): concurrency is the number of "
+                "elements at once, 1 or more"
+            )
+        if isinstance(on_error, str) and on_error not in ("raise", "drop") and "." not in on_error:
+            raise StackConfigError(
+                f"Each({field!r}, on_error={on_error!r}): on_error is 'raise', 'drop', or an "
+                "errback (or its import path)"
+            )
+        self._field = field
+        self._concurrency = concurrency
+        self._drops = on_error == "drop"
+        errbacks = [] if on_error in ("raise", "drop") else [on_error]
+        super().__init__([processor, *errbacks], name)
+
+    def _leading_arguments(self, position: int) -> int:
+        return position + 1
+
+    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.steps is None:
+            raise self._not_ready()
+        value = ItemAdapter(item).get(self._field)
+        if value is None:
+            return item
+        if not isinstance(value, (list, tuple)):
+            error = DeferKitError(
+                f"{self.name}: the field {self._field!r} holds {value!r} "
+                f"({type(value).__name__}); Each works on a list or a tuple"
+            )
+            mark_step(error, self.name)
+            raise error
+        outcomes: list[Any] = list(value)
+
+        def work(position: int) -> Deferred[None]:
+            processed = self._process(outcomes[position], args, kwargs)
+            return processed.addBoth(lambda it: outcomes.__setitem__(position, it))
+
+        await parallel_async(range(len(outcomes)), self._concurrency, work)
+        return set_fields(item, {self._field: type(value)(self._kept(outcomes))})
+
+    def _process(self, element: Any, args: Any, kwargs: Any) -> Deferred[Any]:
+        """Give a Deferred of the processed *element*; cancelled, it calls no errback."""
+        step, *errback_steps = self.steps or ()
+        callbacks: list[Callable[..., Any] | None] = [step.call, self._checking(step)]
+        errbacks: list[Callable[..., Any] | None] = [None, self._marking(step)]
+        for errback in errback_steps:
+            before = copy_item(element)
+
+            def handle(
+                failure: Failure, *args: Any, step: Step = errback, before: Any = before, **kw: Any
+            ) -> Any:
+                if failure.check(DropItem, CloseSpider):
+                    return failure
+                return self._handle(step, failure, before, *args, **kw)
+
+            callbacks.append(None)
+            errbacks.append(handle)
+        return process_chain_both(callbacks, errbacks, element, *args, **kwargs)
+
+    def _checking(self, step: Step) -> Callable[..., Any]:
+        def check(result: Any, *_: Any, **__: Any) -> Any:
+            if result is None:
+                error = nothing_returned(f"{self.name}/{step.name}")
+                self._mark(step, error)
+                raise error
+            return result
+
+        return check
+
+    def _marking(self, step: Step) -> Callable[..., Failure]:
+        def mark(failure: Failure, *_: Any, **__: Any) -> Failure:
+            failure = _not_cancelled(failure)
+            self._mark(step, failure.value)
+            return failure
+
+        return mark
+
+    def _kept(self, outcomes: list[Any]) -> Iterator[Any]:
+        """Give the elements that go on, or raise what fails the item."""
+        failures = []
+        for position, outcome in enumerate(outcomes):
+            if not isinstance(outcome, Failure):
+                continue
+            if outcome.check(CloseSpider):
+                outcome.raiseException()
+            if not outcome.check(DropItem):
+                failures.append((position, outcome))
+        if failures and not self._drops:
+            (_, first), *others = failures
+            _add_notes(first.value, [f"Element {i} failed too: {it.value!r}" for i, it in others])
+            first.raiseException()
+        for position, failure in failures:
+            self._count_dropped(position, failure)
+        return (outcome for outcome in outcomes if not isinstance(outcome, Failure))
+
+    def _count_dropped(self, position: int, failure: Failure) -> None:
+        logger.warning(
+            "%s: element %d of the field %r failed and was dropped: %r",
+            self.name,
+            position,
+            self._field,
+            failure.value,
+            extra={"spider": getattr(self._crawler, "spider", None)},
+        )
+        if self._crawler is not None and self._crawler.stats is not None:
+            self._crawler.stats.inc_value(f"deferkit/{self.name}/elements_dropped")
+
+
+def _not_cancelled(failure: Failure) -> Failure:
+    """Make a failure of a cancellation that nobody above the step has asked for.
+
+    Passed on, it would look as if the item were cancelled, and Scrapy would lose it unheard.
+    """
+    if not failure.check(*CANCELLED):
+        return failure
+    error = StepCancelled("the step was cancelled from within")
+    error.__cause__ = failure.value
+    return Failure(error)
+
+
+def _add_notes(error: BaseException, notes: list[str]) -> None:
+    if notes:
+        error.__notes__ = [*getattr(error, "__notes__", []), *notes]
