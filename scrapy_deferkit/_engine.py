@@ -88,8 +88,10 @@ class Steps(tuple["Callback", ...]):  # noqa: SLOT001 - what it stands for hangs
 class Face(Protocol):
     """How a pending value is waited for, and how a Failure leaves the engine."""
 
-    cancelled: tuple[type[BaseException], ...]
-    """Exceptions that mean the work itself is cancelled: nothing may catch them."""
+    @property
+    def cancelled(self) -> tuple[type[BaseException], ...]:
+        """Exceptions that mean the work itself is cancelled: nothing may catch them."""
+        ...
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         """Give what the engine awaits for *pending*: its result, or a Failure."""
@@ -111,7 +113,7 @@ class _CoroutineFace:
 class _DeferredFace:
     # Here a cancelled callback is a failure like another, as in a chain of Deferreds: cancelling
     # the whole is start()'s, which runs nothing further.
-    cancelled = ()
+    cancelled: tuple[type[BaseException], ...] = ()
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         return _settle(to_deferred(pending), _as_it_is)
@@ -248,7 +250,9 @@ async def _call(
     if is_pending(result):
         try:
             result = await face.wait(result)
-        except (*face.cancelled, GeneratorExit):
+        except GeneratorExit:
+            raise
+        except face.cancelled:
             raise
         except BaseException:
             return Failure()
@@ -371,7 +375,7 @@ class Workers:
     def __init__(self, source: Any, count: int, call: Callback) -> None:
         self._is_async = hasattr(source, "__aiter__")
         self._call = call
-        self._work = aiter(source) if self._is_async else (call(element) for element in source)
+        self._work: Any = aiter(source) if self._is_async else (call(element) for element in source)
         self._idle = list(range(count))
         self._running: dict[int, Deferred[Any]] = {}
         self._taking: Deferred[Any] | None = None
@@ -526,7 +530,11 @@ async def ordered(
             put(call(element))
             await resolve(room.acquire())
 
-    taking = to_deferred(take()).addBoth(lambda end: results.put(()) or end)
+    def end(outcome: Any) -> Any:
+        results.put(())
+        return outcome
+
+    taking: Deferred[Any] = to_deferred(take()).addBoth(end)
     try:
         while taken := await resolve(results.get()):
             outstanding.discard(taken[0])

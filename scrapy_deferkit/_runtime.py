@@ -19,8 +19,6 @@ from twisted.internet.defer import CancelledError, Deferred
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from scrapy.utils.asyncio import CallLaterResult
-
 _T = TypeVar("_T")
 
 CANCELLED: tuple[type[BaseException], ...] = (asyncio.CancelledError, CancelledError)
@@ -63,8 +61,8 @@ def to_awaitable(deferred: Deferred[_T]) -> Awaitable[_T]:
     return maybe_deferred_to_future(deferred)
 
 
-def call_soon(function: Callable[[], object]) -> CallLaterResult:
-    """Call *function* on a later turn of the loop."""
+def call_soon(function: Callable[[], object]) -> Any:
+    """Call *function* on a later turn of the loop; give what has a ``cancel()``."""
     return call_later(0, function)
 
 

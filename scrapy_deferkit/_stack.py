@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scrapy.exceptions import CloseSpider, DropItem
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 PASSING: tuple[type[BaseException], ...] = (DropItem, CloseSpider, *CANCELLED)
 """What is no failure: it passes through every stack untouched."""
 
+_ERRORS: tuple[type[BaseException], ...] = (Exception, *CANCELLED)
 _RUNNING = "_deferkit_running"
+
+logger = logging.getLogger(__name__)
 
 
 class Stack:
@@ -137,15 +141,17 @@ class Stack:
 
     async def _open_steps(self, crawler: Crawler) -> None:
         opened: list[Step] = []
-        try:
-            for step in self.steps or ():
+        for step in self.steps or ():
+            try:
                 await step.open(crawler)
-                opened.append(step)
-        except BaseException as error:
-            self._mark(step, error)
-            for failure in await _close(opened, crawler):
-                error.__context__ = failure
-            raise
+            except BaseException as error:
+                self._mark(step, error)
+                for failure in await _close(opened, crawler):
+                    logger.error(
+                        "%s: closing after %s could not be opened: %r", self, step.name, failure
+                    )
+                raise
+            opened.append(step)
 
     async def close(self) -> None:
         """Close every component in the stack, the last one first; the last of the calls does it.
@@ -193,9 +199,14 @@ class Stack:
         below = f"/{inner.partition('/')[2]}" if inner and "/" in inner else ""
         mark_step(error, f"{self.name}/{step.name}{below}")
 
-    def _run(self, step: Step, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-        """Call *step* alone, with the stack's rules for what it returns and raises."""
-        return process_chain_async(StepCalls.of(self, [step]), item, *args, **kwargs)
+    def _runner(self, step: Step) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """Give what calls *step* alone, with the stack's rules for what it returns and raises."""
+        calls = StepCalls.of(self, [step])
+
+        def run(item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+            return process_chain_async(calls, item, *args, **kwargs)
+
+        return run
 
     def _handle(
         self, step: Step, failure: Failure, item: Any, *args: Any, **kwargs: Any
@@ -269,7 +280,7 @@ async def _close(steps: Iterable[Step], crawler: Crawler) -> list[BaseException]
             await step.close(crawler)
         except ClosingError as error:
             errors.extend(error.errors)
-        except (Exception, *CANCELLED) as error:
+        except _ERRORS as error:
             errors.append(error)
     return errors
 

@@ -79,7 +79,7 @@ class StackDownloaderMiddleware:
         """Run *request* through the request chain."""
         if self._requests is None or request.meta.pop(_REPLACEMENT, False):
             return None
-        result = await self._requests(request)
+        result: Any = await self._requests(request)
         if result is request:
             return None
         if isinstance(result, Request):
@@ -89,7 +89,7 @@ class StackDownloaderMiddleware:
                 f"DEFERKIT_REQUEST_CHAIN gave {result!r} ({type(result).__name__}); its "
                 "processors return a Request or a Response"
             )
-        return result
+        return result  # type: ignore[no-any-return]
 
     def _take_place_of(self, request: Request, replacement: Request) -> None:
         replacement.meta[_REPLACEMENT] = True
@@ -170,10 +170,10 @@ class ResponseChain(Stack):
             self._errbacks.append(self._errback(next(steps)) if has_errback else None)
 
     def _callback(self, step: Any) -> Callable[..., Any]:
+        run = self._runner(step)
+
         def callback(response: Any, request: Request) -> Any:
-            if isinstance(response, Request):
-                return response
-            return self._run(step, response, request)
+            return response if isinstance(response, Request) else run(response, request)
 
         return callback
 

@@ -7,11 +7,11 @@ import dataclasses
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from itemadapter import ItemAdapter
+from itemadapter import ItemAdapter, is_item
 from itemadapter.adapter import AttrsAdapter, DataclassAdapter
 from scrapy.item import Item
 
-from .exceptions import MergeConflict
+from .exceptions import DeferKitError, MergeConflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,8 @@ def copy_item(item: Any) -> Any:
     >>> copied == item, copied["tags"] is item["tags"], copied["when"] is item["when"]
     (True, False, True)
     """
-    copier = _copier(type(item))
+    cls: type = type(item)
+    copier = _copier(cls)
     return item if copier is None else copier(item)
 
 
@@ -81,11 +82,19 @@ def _copy_scrapy_item(item: Item) -> Item:
 
 def _copy_fields(item: Any) -> Any:
     copied = copy.copy(item)
-    for field, value in ItemAdapter(item).items():
+    for field, value in _fields(item).items():
         value_copy = copy_item(value)
         if value_copy is not value:
             _force_field(copied, field, value_copy)
     return copied
+
+
+def _fields(item: Any) -> dict[str, Any]:
+    """Give the fields of *item*; ItemAdapter leaves out the extra ones of a pydantic model."""
+    fields = dict(ItemAdapter(item).items())
+    if _is_pydantic(item):
+        fields.update(item.__pydantic_extra__ or {})
+    return fields
 
 
 def _force_field(item: Any, field: str, value: Any) -> None:
@@ -102,7 +111,7 @@ def _force_field(item: Any, field: str, value: Any) -> None:
 
 
 def _is_pydantic(item: Any) -> bool:
-    return hasattr(item, "model_copy")
+    return hasattr(type(item), "model_copy")
 
 
 def merge_changes(item: Any, results: Sequence[Any]) -> Any:
@@ -118,7 +127,7 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
     >>> merge_changes({"title": " A ", "n": 1}, [{"title": "A", "n": 1}, {"title": " A ", "n": 2}])
     {'title': 'A', 'n': 2}
     """
-    before = dict(ItemAdapter(item).items())
+    before = _fields(item)
     changes: dict[str, Any] = {}
     for position, result in enumerate(results, start=1):
         if result is None or result is item:
@@ -129,7 +138,7 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
                 f"{type(item).__name__}: merge_changes takes items of one type, or None for no "
                 "change; convert the item before or behind the Parallel, or give it merge="
             )
-        after = dict(ItemAdapter(result).items())
+        after = _fields(result)
         for field in [*before, *(field for field in after if field not in before)]:
             value = after.get(field, _MISSING)
             if _is_same(value, before.get(field, _MISSING)):
@@ -152,24 +161,55 @@ def keep_item(item: Any, results: Sequence[Any]) -> Any:
     return item
 
 
+def field_of(item: Any, field: str) -> Any:
+    """Give the value of *field* in *item*, or ``None`` where it has none.
+
+    Raises :exc:`~scrapy_deferkit.exceptions.DeferKitError` when *item* is not an item, or is of a
+    class that has no such field.
+    """
+    if not is_item(item):
+        raise DeferKitError(f"{_shown(item)} ({type(item).__name__}) is not an item with fields")
+    fields = _fields(item)
+    if field in fields:
+        return fields[field]
+    known = list(ItemAdapter(item).field_names())
+    if field in known or isinstance(item, dict) or getattr(item, "__pydantic_extra__", None):
+        return None
+    raise DeferKitError(
+        f"{type(item).__name__} has no field {field!r}; its fields are {', '.join(known)}"
+    )
+
+
 def set_fields(item: Any, changes: Mapping[str, Any], deleted: Sequence[str] = ()) -> Any:
     """Set the fields *changes* of *item* and remove those *deleted*; give the item.
 
     A frozen item is rebuilt with :func:`dataclasses.replace`, ``attrs.evolve`` or ``model_copy``;
     any other is changed in place.
     """
-    if not (_is_pydantic(item) and _is_frozen_model(item, changes, deleted)):
-        adapter = ItemAdapter(item)
-        try:
-            for field, value in changes.items():
-                adapter[field] = value
-            for field in deleted:
-                del adapter[field]
-        except AttributeError:  # the base of what frozen dataclasses and attrs classes raise
-            pass
-        else:
-            return item
-    return _rebuild(item, changes, deleted)
+    if _is_pydantic(item):
+        return _set_model_fields(item, changes, deleted)
+    adapter = ItemAdapter(item)
+    try:
+        for field, value in changes.items():
+            adapter[field] = value
+        for field in deleted:
+            del adapter[field]
+    except AttributeError:  # the base of what frozen dataclasses and attrs classes raise
+        return _rebuild(item, changes, deleted)
+    return item
+
+
+def _set_model_fields(item: Any, changes: Mapping[str, Any], deleted: Sequence[str]) -> Any:
+    if _is_frozen_model(item, changes, deleted):
+        item = item.model_copy(update=dict(changes))
+        for field in deleted:
+            (vars(item) if field in vars(item) else item.__pydantic_extra__).pop(field)
+        return item
+    for field, value in changes.items():
+        setattr(item, field, value)
+    for field in deleted:
+        delattr(item, field)
+    return item
 
 
 def _is_frozen_model(item: Any, changes: Iterable[str], deleted: Iterable[str]) -> bool:
@@ -180,11 +220,6 @@ def _is_frozen_model(item: Any, changes: Iterable[str], deleted: Iterable[str]) 
 
 
 def _rebuild(item: Any, changes: Mapping[str, Any], deleted: Iterable[str]) -> Any:
-    if _is_pydantic(item):
-        rebuilt = item.model_copy(update=dict(changes))
-        for field in deleted:
-            del vars(rebuilt)[field]
-        return rebuilt
     if dataclasses.is_dataclass(item):
         rebuilt = dataclasses.replace(item, **changes)  # type: ignore[type-var]
     else:

@@ -151,7 +151,7 @@ def _build(component: type, crawler: Crawler) -> Any:
     except NotConfigured as error:
         raise StackConfigError(
             f"{component.__name__} is in a stack and says that it is not configured "
-            f"({error or 'without a reason'}): configure it, or take it out of the stack"
+            f"({str(error) or 'without a reason'}): configure it, or take it out of the stack"
         ) from error
 
 

@@ -89,6 +89,7 @@ class StackSpiderMiddleware:
 
     async def _drop(self, item: Any, response: Response, error: DropItem) -> None:
         crawler = self._crawler
+        assert crawler.spider is not None
         entry = crawler.logformatter.dropped(item, error, response, crawler.spider)
         self._log(entry, item)
         await crawler.signals.send_catch_log_async(
@@ -101,6 +102,7 @@ class StackSpiderMiddleware:
 
     async def _fail(self, item: Any, response: Response, error: Exception) -> None:
         crawler = self._crawler
+        assert crawler.spider is not None
         entry = crawler.logformatter.item_error(item, error, response, crawler.spider)
         self._log(entry, item, exc_info=error)
         await crawler.signals.send_catch_log_async(

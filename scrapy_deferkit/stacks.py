@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from itemadapter import ItemAdapter
 from scrapy.exceptions import CloseSpider, DropItem
 from twisted.python.failure import Failure
 
@@ -23,7 +22,7 @@ from .defer import (
     process_parallel_async,
 )
 from .exceptions import DeferKitError, StackConfigError, StepCancelled, mark_step
-from .merge import copy_item, merge_changes, set_fields
+from .merge import copy_item, field_of, merge_changes, set_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -59,6 +58,8 @@ class _Before:
     """The item as it was before the step that is running."""
 
     __slots__ = ("item",)
+
+    item: Any
 
 
 class Tolerant(Stack):
@@ -118,10 +119,12 @@ class Tolerant(Stack):
         self._callbacks, self._errbacks = callbacks, errbacks
 
     def _callback(self, step: Step, is_watched: bool) -> Callable[..., Any]:
+        run = self._runner(step)
+
         def callback(item: Any, before: _Before, *args: Any, **kwargs: Any) -> Any:
             if is_watched:
                 before.item = self._copy(item)
-            return self._run(step, item, *args, **kwargs)
+            return run(item, *args, **kwargs)
 
         return callback
 
@@ -207,7 +210,7 @@ class Parallel(Stack):
         def fail(failure: Failure) -> Failure:
             failed.append(step)
             failure = _not_cancelled(failure)
-            self._mark(step, failure.value)
+            self._mark(step, _error_of(failure))
             return failure
 
         if failed:  # the item fails anyway: start nothing more
@@ -229,9 +232,9 @@ class Parallel(Stack):
             mark_step(error, path)
             raise
         if merged is None:
-            error = nothing_returned(path)
-            mark_step(error, path)
-            raise error
+            nothing = nothing_returned(path)
+            mark_step(nothing, path)
+            raise nothing
         return merged
 
 
@@ -281,16 +284,18 @@ class Each(Stack):
     async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
         if self.steps is None:
             raise self._not_ready()
-        value = ItemAdapter(item).get(self._field)
+        try:
+            value = field_of(item, self._field)
+            if not isinstance(value, (list, tuple, type(None))):
+                raise DeferKitError(
+                    f"{self.name}: the field {self._field!r} holds {value!r} "
+                    f"({type(value).__name__}); Each works on a list or a tuple"
+                )
+        except DeferKitError as error:
+            mark_step(error, self.name)
+            raise
         if value is None:
             return item
-        if not isinstance(value, (list, tuple)):
-            error = DeferKitError(
-                f"{self.name}: the field {self._field!r} holds {value!r} "
-                f"({type(value).__name__}); Each works on a list or a tuple"
-            )
-            mark_step(error, self.name)
-            raise error
         outcomes: list[Any] = list(value)
 
         def work(position: int) -> Deferred[None]:
@@ -332,7 +337,7 @@ class Each(Stack):
     def _marking(self, step: Step) -> Callable[..., Failure]:
         def mark(failure: Failure, *_: Any, **__: Any) -> Failure:
             failure = _not_cancelled(failure)
-            self._mark(step, failure.value)
+            self._mark(step, _error_of(failure))
             return failure
 
         return mark
@@ -349,7 +354,8 @@ class Each(Stack):
                 failures.append((position, outcome))
         if failures and not self._drops:
             (_, first), *others = failures
-            _add_notes(first.value, [f"Element {i} failed too: {it.value!r}" for i, it in others])
+            notes = [f"Element {at} failed too: {failure.value!r}" for at, failure in others]
+            _add_notes(_error_of(first), notes)
             first.raiseException()
         for position, failure in failures:
             self._count_dropped(position, failure)
@@ -378,6 +384,11 @@ def _not_cancelled(failure: Failure) -> Failure:
     error = StepCancelled("the step was cancelled from within")
     error.__cause__ = failure.value
     return Failure(error)
+
+
+def _error_of(failure: Failure) -> BaseException:
+    assert failure.value is not None
+    return failure.value
 
 
 def _add_notes(error: BaseException, notes: list[str]) -> None:
