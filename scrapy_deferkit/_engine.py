@@ -14,7 +14,14 @@ from __future__ import annotations
 import types
 from typing import TYPE_CHECKING, Any, Protocol
 
-from twisted.internet.defer import Deferred, DeferredQueue, DeferredSemaphore, fail, succeed
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredQueue,
+    DeferredSemaphore,
+    fail,
+    succeed,
+)
 from twisted.internet.task import Cooperator
 from twisted.python.failure import Failure
 
@@ -135,7 +142,10 @@ async def _settle(deferred: Deferred[Any], awaitable: Callable[[Deferred[Any]], 
     results: list[Any] = []
     deferred.addBoth(results.append)
     if not results:
-        await awaitable(deferred)
+        # Not the Deferred itself: it may be in the middle of its callbacks, and of this one.
+        gate = Gate([deferred])
+        deferred.addBoth(gate.open)
+        await awaitable(gate.deferred)
     return results[0]
 
 
@@ -156,30 +166,25 @@ def start(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
         return succeed(done.value)
     except BaseException:
         return fail(Failure())
-    is_cancelled = False
 
     async def rest() -> Any:
         nonlocal waiting
         while True:
-            await waiting  # settled: it never fails
-            if is_cancelled:
+            try:
+                await waiting  # it fails only when it is cancelled
+            except CancelledError:
                 coroutine.close()
-                return None
+                raise
             try:
                 waiting = coroutine.send(None)
             except StopIteration as done:
                 return done.value
 
-    def cancel(_: Deferred[Any]) -> None:
-        nonlocal is_cancelled
-        is_cancelled = True
-        waiting.cancel()
-
     def deliver(outcome: Any) -> None:
-        if not is_cancelled:
+        if not result.called:
             result.callback(outcome)
 
-    result: Deferred[Any] = Deferred(cancel)
+    result: Deferred[Any] = Deferred(lambda _: waiting.cancel())
     Deferred.fromCoroutine(rest()).addBoth(deliver)
     return result
 

@@ -160,7 +160,7 @@ def test_values_that_cannot_be_compared_count_as_changed() -> None:
 
 
 def test_a_branch_that_returns_another_type_is_told_so() -> None:
-    with pytest.raises(MergeConflict, match="branch 2 returned a Dataclass, and .* a dict"):
+    with pytest.raises(MergeConflict, match=r"branch 2 returned a Dataclass, and .* a dict"):
         merge_changes({"title": "A"}, [None, Dataclass("A", [])])
 
 
