@@ -51,9 +51,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
                 return run(functools.partial(inner, *args, **kwargs))
 
             by_hypothesis.inner_test = call
-    arguments = {
-        name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames
-    }
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
     if by_hypothesis is None and inspect.iscoroutinefunction(pyfuncitem.obj):
         run(functools.partial(pyfuncitem.obj, **arguments))
     else:

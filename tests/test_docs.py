@@ -22,9 +22,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 async def test_the_python_in_a_document_runs_and_its_tests_pass(document: Path) -> None:
     shown: dict[str, Any] = {}
-    for block in re.findall(
-        r"^```python\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL
-    ):
+    for block in PYTHON.findall(document.read_text()):
         exec(compile(block, document.name, "exec"), shown)
     for name, test in list(shown.items()):
         if name.startswith("test_"):
@@ -47,9 +45,7 @@ async def test_the_readme_does_what_it_says_around_its_code() -> None:
 
 
 def test_the_first_two_sh_blocks_are_the_two_commands() -> None:
-    blocks = re.findall(
-        r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+    blocks = SHELL.findall((ROOT / "README.md").read_text())
     crawl, test = blocks[:2]
     assert crawl.count("\n") == test.count("\n") == 1
     assert crawl.endswith("scrapy crawl books\n")
