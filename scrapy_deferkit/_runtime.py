@@ -10,21 +10,90 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from scrapy.utils.asyncio import call_later, is_asyncio_available
+from scrapy.utils.asyncio import call_later as scrapy_call_later
+from scrapy.utils.asyncio import is_asyncio_available
 from scrapy.utils.defer import deferred_from_coro, maybe_deferred_to_future
 from twisted.internet.defer import CancelledError, Deferred
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 _T = TypeVar("_T")
 
 CANCELLED: tuple[type[BaseException], ...] = (asyncio.CancelledError, CancelledError)
 """What cancellation looks like, whichever runtime it comes from."""
 
+
 monotonic = time.monotonic
+
+
+class Clock(Protocol):
+    """Time, as Twisted's ``IReactorTime`` has it; tests put a ``twisted.internet.task.Clock``."""
+
+    def seconds(self) -> float:
+        """Give the time, in seconds from some point."""
+
+    def callLater(self, delay: float, callable: Callable[[], object]) -> Any:  # noqa: N802
+        """Call *callable* after *delay* seconds; give what has a ``cancel()``."""
+
+
+class _SystemClock:
+    def seconds(self) -> float:
+        return monotonic()
+
+    def callLater(self, delay: float, callable: Callable[[], object]) -> Any:  # noqa: N802
+        return scrapy_call_later(delay, callable)
+
+
+_clock: Clock = _SystemClock()
+
+
+@contextmanager
+def clock_set_to(clock: Clock) -> Iterator[None]:
+    """Let the package take its time from *clock* while the block runs."""
+    global _clock  # noqa: PLW0603
+    before, _clock = _clock, clock
+    try:
+        yield
+    finally:
+        _clock = before
+
+
+def now() -> float:
+    """Give the time of the clock, in seconds: good for differences only."""
+    return _clock.seconds()
+
+
+class Timer:
+    """A call of *function* in *delay* seconds, which may be cancelled at any time."""
+
+    def __init__(self, delay: float, function: Callable[[], object]) -> None:
+        self._function: Callable[[], object] | None = function
+        self._call = _clock.callLater(delay, self._fire)
+
+    def _fire(self) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function()
+
+    def cancel(self) -> None:
+        """Call nothing; does nothing where the call is made."""
+        if self._function is not None:
+            self._function = None
+            self._call.cancel()
+
+
+async def sleep(seconds: float) -> None:
+    """Wait for *seconds* of the clock; cancelled, it leaves no timer behind."""
+    over: Deferred[None] = Deferred(lambda _: timer.cancel())
+    timer = Timer(seconds, lambda: over.callback(None))
+    try:
+        await to_awaitable(over)
+    finally:
+        timer.cancel()
 
 
 def uses_asyncio() -> bool | None:
@@ -63,7 +132,7 @@ def to_awaitable(deferred: Deferred[_T]) -> Awaitable[_T]:
 
 def call_soon(function: Callable[[], object]) -> Any:
     """Call *function* on a later turn of the loop; give what has a ``cancel()``."""
-    return call_later(0, function)
+    return scrapy_call_later(0, function)
 
 
 async def turn() -> None:
