@@ -1,13 +1,17 @@
 """Item processing for Scrapy: chained, error-tolerant, parallel and per-element stacks."""
 
+from .breaker import CircuitBreaker
 from .downloadermiddlewares import StackDownloaderMiddleware
 from .exceptions import (
+    CircuitOpen,
     ClosingError,
     DeferKitError,
     MergeConflict,
     NoItemReturned,
+    NoRoute,
     StackConfigError,
     StepCancelled,
+    StepTimeout,
     step_of,
 )
 from .merge import copy_item, keep_item, merge_changes
@@ -18,25 +22,36 @@ from .pipelines import (
     StackPipeline,
     TolerantPipeline,
 )
+from .policies import Fallback, Limit, Retry, Tap, Timeout
 from .spidermiddlewares import StackSpiderMiddleware
-from .stacks import Chain, Each, Parallel, Tolerant
+from .stacks import Chain, Each, Parallel, Route, Tolerant
 
 __all__ = [
     "Chain",
     "ChainPipeline",
+    "CircuitBreaker",
+    "CircuitOpen",
     "ClosingError",
     "DeferKitError",
     "Each",
     "EachPipeline",
+    "Fallback",
+    "Limit",
     "MergeConflict",
     "NoItemReturned",
+    "NoRoute",
     "Parallel",
     "ParallelPipeline",
+    "Retry",
+    "Route",
     "StackConfigError",
     "StackDownloaderMiddleware",
     "StackPipeline",
     "StackSpiderMiddleware",
     "StepCancelled",
+    "StepTimeout",
+    "Tap",
+    "Timeout",
     "Tolerant",
     "TolerantPipeline",
     "copy_item",

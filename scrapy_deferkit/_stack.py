@@ -59,10 +59,13 @@ class Stack:
         self._processors = tuple(processors)
         self._description: Stack = self
         self._crawler: Crawler | None = None
+        self._parent: Stack | None = None
+        self._place = self.name
         self._opened = 0
         self._lock = DeferredLock()
         for processor in self._processors:
             check(processor, str(self))
+        self._begin()
         if not any(needs_crawler(processor) for processor in self._processors):
             self._set_up(None)
 
@@ -83,6 +86,27 @@ class Stack:
         Raises what a processor raises; :func:`~scrapy_deferkit.exceptions.step_of` tells where.
         """
         raise NotImplementedError
+
+    @property
+    def path(self) -> str:
+        """The names from the outermost stack to this one; the first place of a shared one."""
+        return self.name if self._parent is None else f"{self._parent.path}/{self._place}"
+
+    def _count(self, what: str) -> None:
+        """Count *what* in the crawl's stats, under this stack's path."""
+        if self._crawler is not None:
+            self._crawler.stats.inc_value(f"deferkit/{self.path}/{what}")
+
+    def _log(
+        self, level: int, message: str, *args: object, exc_info: BaseException | None = None
+    ) -> None:
+        """Log *message*, after this stack's path, as Scrapy logs what belongs to a spider."""
+        extra = {"spider": getattr(self._crawler, "spider", None)}
+        text = "%s: " + message
+        logger.log(level, text, self.path, *args, exc_info=exc_info, extra=extra)
+
+    def _begin(self) -> None:
+        """Make what a running copy has of its own: slots, breakers, buffers."""
 
     def _arrange(self) -> None:
         """Prepare calls from ``self.steps``, which have just been made."""
@@ -105,6 +129,8 @@ class Stack:
             vars(bound).update(vars(description))
             bound._crawler = crawler
             bound._lock = DeferredLock()
+            bound._parent = None
+            bound._begin()
             bound._set_up(crawler)
             running[id(description)] = bound
         return bound
@@ -120,6 +146,8 @@ class Stack:
                 name = f"{step.name}#{number}"
             taken.add(name)
             steps.append(Step(name, step.call, step.source, step.takes_item_only))
+            if crawler is not None and is_stack(step.source) and step.source._parent is None:
+                step.source._parent, step.source._place = self, name
         self.steps = tuple(steps)
         self._arrange()
 
@@ -228,6 +256,19 @@ class Stack:
         )
 
 
+class Policy(Stack):
+    """A stack with one processor, and rules for calling it."""
+
+    def _arrange(self) -> None:
+        (step,) = self.steps or ()
+        self._step = step
+        self._run = self._runner(step)
+
+    def _require_ready(self) -> None:
+        if self.steps is None:
+            raise self._not_ready()
+
+
 class StepCalls(Steps):
     """The calls of a stack's steps, for the engine."""
 
@@ -251,6 +292,13 @@ class StepCalls(Steps):
     def nothing_returned(self, position: int) -> Exception:
         """Say which step returned no item."""
         return nothing_returned(f"{self.stack.name}/{self.steps[position].name}")
+
+
+def is_number_above_zero(value: Any) -> bool:
+    """Tell whether *value* is an int or a float above 0, and finite."""
+    return (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
 
 
 def pair_of(step: Any, owner: str) -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _STEP = "deferkit_step"
 
@@ -28,6 +28,35 @@ class MergeConflict(DeferKitError):
 
 class StepCancelled(DeferKitError):
     """A step ended with a cancellation that nobody above it had asked for."""
+
+
+class StepTimeout(DeferKitError, TimeoutError):
+    """A step took longer than its ``Timeout`` allows: ``step`` and ``seconds`` tell."""
+
+    def __init__(self, step: str, seconds: float) -> None:
+        self.step = step
+        self.seconds = seconds
+        super().__init__(f"{step} did not end within {seconds:g} s")
+
+
+class CircuitOpen(DeferKitError):
+    """A ``CircuitBreaker`` is open, and its step was not called.
+
+    ``retry_after`` is the time in seconds until it may be tried again; a ``Retry`` heeds it.
+    """
+
+    def __init__(self, step: str, key: object, retry_after: float) -> None:
+        self.step = step
+        self.key = key
+        self.retry_after = retry_after
+        which = "" if key is None else f" for {key!r}"
+        super().__init__(
+            f"the circuit breaker of {step} is open{which}; next try in {retry_after:g} s"
+        )
+
+
+class NoRoute(DeferKitError):
+    """No entry of a ``Route`` takes the item, and it has no default."""
 
 
 class ClosingError(DeferKitError):
@@ -64,6 +93,17 @@ def mark_step(error: BaseException, path: str) -> None:
         error.__notes__ = [*kept, _note(path)]
     except (AttributeError, TypeError):
         # An exception class may refuse new attributes; the failure itself matters more.
+        return
+
+
+def add_notes(error: BaseException, notes: Iterable[str]) -> None:
+    """Add *notes* to what the traceback of *error* shows (from Python 3.11 on)."""
+    added = tuple(notes)
+    if not added:
+        return
+    try:
+        error.__notes__ = [*getattr(error, "__notes__", []), *added]
+    except (AttributeError, TypeError):
         return
 
 

@@ -5,7 +5,9 @@ Each is a processor itself, so they nest: ``Chain(clean, Parallel(stock, reviews
 
 from __future__ import annotations
 
+import inspect
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from scrapy.exceptions import CloseSpider, DropItem
@@ -21,8 +23,16 @@ from .defer import (
     process_chain_both_async,
     process_parallel_async,
 )
-from .exceptions import DeferKitError, StackConfigError, StepCancelled, mark_step
+from .exceptions import (
+    DeferKitError,
+    NoRoute,
+    StackConfigError,
+    StepCancelled,
+    add_notes,
+    mark_step,
+)
 from .merge import copy_item, field_of, merge_changes, set_fields
+from .processor import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -30,8 +40,6 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from .processor import Step
-
-logger = logging.getLogger(__name__)
 
 
 class Chain(Stack):
@@ -355,23 +363,98 @@ class Each(Stack):
         if failures and not self._drops:
             (_, first), *others = failures
             notes = [f"Element {at} failed too: {failure.value!r}" for at, failure in others]
-            _add_notes(_error_of(first), notes)
+            add_notes(_error_of(first), notes)
             first.raiseException()
         for position, failure in failures:
             self._count_dropped(position, failure)
         return (outcome for outcome in outcomes if not isinstance(outcome, Failure))
 
     def _count_dropped(self, position: int, failure: Failure) -> None:
-        logger.warning(
-            "%s: element %d of the field %r failed and was dropped: %r",
-            self.name,
+        self._log(
+            logging.WARNING,
+            "element %d of the field %r failed and was dropped: %r",
             position,
             self._field,
             failure.value,
-            extra={"spider": getattr(self._crawler, "spider", None)},
         )
-        if self._crawler is not None and self._crawler.stats is not None:
-            self._crawler.stats.inc_value(f"deferkit/{self.name}/elements_dropped")
+        self._count("elements_dropped")
+
+
+class Route(Stack):
+    """Give each item to the stack for its kind.
+
+    *routes* is a dict: a class takes the items of that class, the nearest superclass first; any
+    other key is a predicate, a function of the item, and predicates are asked in order after the
+    classes. An item that no route takes goes to *default*: a processor, ``"pass"`` (the item goes
+    on as it is) or ``"drop"``; without one it fails with
+    :exc:`~scrapy_deferkit.exceptions.NoRoute`.
+    """
+
+    def __init__(
+        self, routes: Mapping[Any, Any], default: Any = None, *, name: str | None = None
+    ) -> None:
+        if not isinstance(routes, Mapping) or not routes:
+            raise StackConfigError(
+                f"Route({routes!r}): routes is a dict of processors by item class or predicate"
+            )
+        for key in routes:
+            if not callable(key):
+                raise StackConfigError(
+                    f"Route: the key {key!r} ({type(key).__name__}) is neither a class nor a "
+                    "predicate, a function of the item"
+                )
+        predicates = [key for key in routes if not isinstance(key, type)]
+        for predicate in predicates:
+            if inspect.iscoroutinefunction(predicate):
+                raise StackConfigError(
+                    f"Route: the predicate {name_of(predicate)} is a coroutine function, and a "
+                    "predicate answers at once"
+                )
+        if object in routes and (predicates or default is not None):
+            unreachable = predicates[0] if predicates else f"default={default!r}"
+            raise StackConfigError(
+                f"Route: {unreachable!s} is never reached, since every item is an object; take "
+                "out the entry for object, or what comes after the classes"
+            )
+        self._keys = list(routes)
+        self._default = default
+        defaults = [] if default in (None, "pass", "drop") else [default]
+        super().__init__([*routes.values(), *defaults], name)
+
+    def _arrange(self) -> None:
+        runners = [self._runner(step) for step in self.steps or ()]
+        pairs = list(zip(self._keys, runners, strict=False))
+        self._by_class = {key: run for key, run in pairs if isinstance(key, type)}
+        self._by_predicate = [(key, run) for key, run in pairs if not isinstance(key, type)]
+        self._otherwise = runners[-1] if len(runners) > len(pairs) else None
+
+    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        if self.steps is None:
+            raise self._not_ready()
+        return self._route_of(item)(item, *args, **kwargs)
+
+    def _route_of(self, item: Any) -> Callable[..., Coroutine[Any, Any, Any]]:
+        for cls in type(item).__mro__:
+            if cls in self._by_class:
+                return self._by_class[cls]
+        for predicate, run in self._by_predicate:
+            if predicate(item):
+                return run
+        return self._otherwise or self._end
+
+    async def _end(self, item: Any, *_: Any, **__: Any) -> Any:
+        """End an item that no stack takes."""
+        if self._default == "pass":
+            return item
+        if self._default == "drop":
+            raise DropItem(f"{self.path}: no route takes a {type(item).__name__}")
+        keys = ", ".join(name_of(key) for key in self._keys)
+        error = NoRoute(
+            f"{self.path} has no route for a {type(item).__name__}: it has routes for {keys}; add "
+            'one, or a default= (a processor, "pass" or "drop")'
+        )
+        mark_step(error, self.name)
+        raise error
 
 
 def _not_cancelled(failure: Failure) -> Failure:
@@ -389,8 +472,3 @@ def _not_cancelled(failure: Failure) -> Failure:
 def _error_of(failure: Failure) -> BaseException:
     assert failure.value is not None
     return failure.value
-
-
-def _add_notes(error: BaseException, notes: list[str]) -> None:
-    if notes:
-        error.__notes__ = [*getattr(error, "__notes__", []), *notes]

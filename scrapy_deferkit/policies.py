@@ -1,0 +1,442 @@
+"""Policies: what a processor does when the world misbehaves.
+
+Each wraps processors and is a processor, so they nest anywhere:
+``Retry(Timeout(fetch, 5), on=StepTimeout)`` gives each attempt 5 seconds,
+``Timeout(Retry(fetch, on=OSError), 5)`` gives them 5 seconds together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.python.failure import Failure
+
+from ._engine import Gate, is_pending, resolve
+from ._runtime import Timer, now, sleep, to_deferred
+from ._stack import PASSING, Policy, Stack, is_number_above_zero, nothing_returned
+from .exceptions import StackConfigError, StepTimeout, add_notes, step_of
+from .merge import copy_item
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tenacity import RetryCallState
+    from tenacity.stop import stop_base
+    from tenacity.wait import wait_base
+
+
+class Retry(Policy):
+    """Call *processor* again when it fails.
+
+    *on* says which failures: an exception class, a tuple of them, or a predicate of the
+    exception. There are *attempts* in all; between them it waits as *wait* says, by default
+    exponentially longer, with jitter. *wait* and *stop* take any of tenacity's; *stop* takes the
+    place of *attempts*. An exception with an attribute ``retry_after`` (in seconds) asks for a
+    wait of its own.
+
+    Each attempt gets a fresh copy of the item, made by *copy*. What gives up raises the last
+    failure, with the attempts in its notes. Counted are ``retried`` and ``gave_up``.
+
+    Mind that the time-outs of Scrapy's downloads are no ``TimeoutError``: with a reactor they are
+    ``twisted.internet.error.TimeoutError`` and its subclass ``TCPTimedOutError``, and from Scrapy
+    2.15 on ``scrapy.exceptions.DownloadTimeoutError``.
+
+    The default wait is truncated exponential back-off from half a second up to a minute, with up
+    to a second of jitter, as in Google's "Exponential backoff" for its cloud storage.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        on: type[Exception]
+        | tuple[type[Exception], ...]
+        | Callable[[Exception], bool]
+        | None = None,
+        attempts: int | None = None,
+        wait: wait_base | None = None,
+        stop: stop_base | None = None,
+        copy: Callable[[Any], Any] = copy_item,
+        name: str | None = None,
+    ) -> None:
+        if on is None:
+            raise StackConfigError(
+                "Retry: on= is required, since trying everything again hides mistakes; give the "
+                "exceptions that may pass, as in Retry(fetch, on=(OSError, StepTimeout))"
+            )
+        if not _is_exceptions(on) and (isinstance(on, (type, tuple)) or not callable(on)):
+            raise StackConfigError(
+                f"Retry(on={on!r}): on= is an exception class, a tuple of them, or a function "
+                "that tells whether to try again after an exception"
+            )
+        if attempts is not None and stop is not None:
+            raise StackConfigError("Retry(attempts=..., stop=...): give one of the two")
+        if attempts is not None and (type(attempts) is not int or attempts < 1):
+            raise StackConfigError(
+                f"Retry(attempts={attempts!r}): attempts is the number of calls in all, 1 or more"
+            )
+        for argument, value in (("wait", wait), ("stop", stop)):
+            if value is not None and not callable(value):
+                raise StackConfigError(
+                    f"Retry({argument}={value!r}): {argument}= is one of tenacity's, such as "
+                    f"tenacity.{argument}_{'fixed(2)' if argument == 'wait' else 'after_delay(60)'}"
+                )
+        self._on: Any = on
+        self._attempts = 3 if attempts is None else attempts
+        self._wait = wait
+        self._stop = stop
+        self._copy = copy
+        super().__init__([processor], name)
+
+    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+        self._require_ready()
+        try:
+            return await self._run(self._copy(item), *args, **kwargs)
+        except Exception as error:
+            if not self._is_retried(error):
+                raise
+            first: list[Exception] = [error]
+        return await self._again(first, item, args, kwargs)
+
+    def _is_retried(self, error: BaseException) -> bool:
+        if isinstance(error, PASSING) or not isinstance(error, Exception):
+            return False
+        if _is_exceptions(self._on):
+            return isinstance(error, self._on)
+        return bool(self._on(error))
+
+    async def _again(self, first: list[Exception], item: Any, args: Any, kwargs: Any) -> Any:
+        """Let tenacity go on after the *first* attempt, which has failed already."""
+        import tenacity
+
+        failures: list[BaseException] = []
+
+        async def attempt() -> Any:
+            try:
+                if first:
+                    raise first.pop()
+                self._count("retried")
+                return await self._run(self._copy(item), *args, **kwargs)
+            except Exception as error:
+                failures.append(error)
+                raise
+
+        retrying = tenacity.AsyncRetrying(
+            sleep=sleep,
+            stop=self._stop or tenacity.stop_after_attempt(self._attempts),
+            wait=_waiting(self._wait or _default_wait()),
+            retry=tenacity.retry_if_exception(self._is_retried),
+            reraise=True,
+        )
+        try:
+            return await retrying(attempt)
+        except Exception as error:
+            if self._is_retried(error):
+                self._count("gave_up")
+            earlier = [it for it in failures[:-1] if it is not error]
+            add_notes(
+                error,
+                [
+                    f"Attempt {number} failed with {failure!r}"
+                    for number, failure in enumerate(earlier, start=1)
+                ]
+                + [f"{self.path} ended after {len(failures)} attempts"],
+            )
+            raise
+
+
+def _is_exceptions(on: Any) -> bool:
+    classes = on if isinstance(on, tuple) else (on,)
+    return bool(classes) and all(
+        isinstance(each, type) and issubclass(each, BaseException) for each in classes
+    )
+
+
+def _default_wait() -> wait_base:
+    import tenacity
+
+    return tenacity.wait_exponential(multiplier=0.5, max=60) + tenacity.wait_random(0, 1)
+
+
+def _waiting(wait: Callable[[RetryCallState], float]) -> Callable[[RetryCallState], float]:
+    def seconds(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        wanted: Any = getattr(error, "retry_after", None)
+        return float(wanted) if is_number_above_zero(wanted) or wanted == 0 else wait(state)
+
+    return seconds
+
+
+class Timeout(Policy):
+    """Give *processor* so many *seconds*, then cancel it and fail with ``StepTimeout``.
+
+    After the cancellation it has *grace* seconds to come to its end; the item fails in either
+    case, and a processor that would not end is named in the log and counted as ``stuck``.
+    Counted are ``timed_out`` too.
+
+    A plain function that blocks cannot be cut short: while it runs, no timer does. Such work
+    belongs off the event loop, into a thread or a process.
+    """
+
+    def __init__(
+        self, processor: Any, seconds: float, *, grace: float = 1.0, name: str | None = None
+    ) -> None:
+        for argument, value in (("seconds", seconds), ("grace", grace)):
+            if not is_number_above_zero(value):
+                raise StackConfigError(
+                    f"Timeout({argument}={value!r}): {argument} is a number above 0"
+                )
+        self._seconds = seconds
+        self._grace = grace
+        super().__init__([processor], name)
+
+    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+        self._require_ready()
+        try:
+            result = self._step.call(item, *args, **kwargs)
+            if is_pending(result):
+                result = await self._within_time(to_deferred(result))
+            if isinstance(result, Failure):
+                result.raiseException()
+            if result is None:
+                raise nothing_returned(f"{self.name}/{self._step.name}")
+        except Exception as error:
+            self._mark(self._step, error)
+            raise
+        return result
+
+    async def _within_time(self, work: Deferred[Any]) -> Any:
+        outcome: list[Any] = []
+        gate = Gate([work])
+        work.addBoth(outcome.append).addBoth(gate.open)
+        timers: list[Timer] = []
+        is_over = False
+
+        def expire() -> None:
+            nonlocal is_over
+            is_over = True
+            timers.append(Timer(self._grace, gate.open))
+            work.cancel()
+
+        timers.append(Timer(self._seconds, expire))
+        try:
+            await resolve(gate.deferred)
+        finally:
+            for timer in timers:
+                timer.cancel()
+        if not is_over:
+            return outcome[0]
+        self._count("timed_out")
+        path = f"{self.path}/{self._step.name}"
+        if not outcome:
+            self._count("stuck")
+            self._log(
+                logging.ERROR,
+                "%s was cancelled after %g s and has not ended %g s later; it goes on unheard",
+                self._step.name,
+                self._seconds,
+                self._grace,
+            )
+        raise StepTimeout(path, self._seconds)
+
+
+class Fallback(Stack):
+    """Call the first of *processors*, and the next one where it fails; the first success counts.
+
+    Each gets a fresh copy of the item, made by *copy*. When all fail, the last failure is raised,
+    with the others in its notes. Counted is ``fell_back``, once for each item that needed it.
+    """
+
+    def __init__(
+        self,
+        *processors: Any,
+        copy: Callable[[Any], Any] = copy_item,
+        name: str | None = None,
+    ) -> None:
+        if len(processors) < 2:
+            raise StackConfigError(
+                f"Fallback takes two processors or more, the first to be tried first; got "
+                f"{len(processors)}"
+            )
+        self._copy = copy
+        super().__init__(processors, name)
+
+    def _arrange(self) -> None:
+        self._runners = [self._runner(step) for step in self.steps or ()]
+
+    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.steps is None:
+            raise self._not_ready()
+        failures: list[Exception] = []
+        for run in self._runners:
+            try:
+                return await run(self._copy(item), *args, **kwargs)
+            except PASSING:
+                raise
+            except Exception as error:
+                if not failures:
+                    self._count("fell_back")
+                failures.append(error)
+        last = failures.pop()
+        add_notes(last, [f"Before, {step_of(error)} failed: {error!r}" for error in failures])
+        raise last
+
+
+class Tap(Policy):
+    """Call *processor* for its side effect, with a copy of the item, and go on with the item.
+
+    What it returns is ignored. A failure is logged, counted as ``tap_failed``, and goes no
+    further; ``DropItem`` still drops the item.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        copy: Callable[[Any], Any] = copy_item,
+        name: str | None = None,
+    ) -> None:
+        self._copy = copy
+        super().__init__([processor], name)
+
+    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+        self._require_ready()
+        try:
+            await resolve(self._step.call(self._copy(item), *args, **kwargs))
+        except PASSING as passing:
+            if isinstance(passing, Exception):
+                self._mark(self._step, passing)
+            raise
+        except Exception as error:
+            self._mark(self._step, error)
+            self._count("tap_failed")
+            self._log(logging.ERROR, "%s failed; the item goes on", self._step.name, exc_info=error)
+        return item
+
+
+class Limit(Policy):
+    """Bound the calls of *processor*: so many at once, and so many per second, crawl-wide.
+
+    Calls wait their turn in the order in which they came. *per_second* is a token bucket that
+    holds as many tokens as one second brings, at least one (Turner, "New directions in
+    communications", 1986). One ``Limit`` object, wherever it stands in a crawl, is one limit.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        concurrency: int | None = None,
+        per_second: float | None = None,
+        *,
+        name: str | None = None,
+    ) -> None:
+        if concurrency is None and per_second is None:
+            raise StackConfigError("Limit: give concurrency=, per_second=, or both")
+        if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+            raise StackConfigError(
+                f"Limit(concurrency={concurrency!r}): concurrency is the number of calls at once, "
+                "1 or more"
+            )
+        if per_second is not None and not is_number_above_zero(per_second):
+            raise StackConfigError(
+                f"Limit(per_second={per_second!r}): per_second is a number above 0, such as 0.5"
+            )
+        self._concurrency = concurrency
+        self._per_second = per_second
+        super().__init__([processor], name)
+
+    def _begin(self) -> None:
+        self._slots = DeferredSemaphore(self._concurrency) if self._concurrency else None
+        self._bucket = TokenBucket(self._per_second) if self._per_second else None
+
+    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+        self._require_ready()
+        slots, bucket = self._slots, self._bucket
+        if slots is not None:
+            if slots.tokens:
+                slots.tokens -= 1
+            else:
+                await _granted(slots.acquire(), slots.release)
+        try:
+            if bucket is not None and not bucket.take():
+                await _granted(bucket.wait(), bucket.give_back)
+            return await self._run(item, *args, **kwargs)
+        finally:
+            if slots is not None:
+                slots.release()
+
+
+async def _granted(waiting: Deferred[Any], give_back: Callable[[], object]) -> None:
+    """Wait for what *waiting* grants; cancelled when it has just been granted, give it back."""
+    granted: list[bool] = []
+    waiting.addCallback(lambda _: granted.append(True))
+    try:
+        await resolve(waiting)
+    except BaseException:
+        if granted:
+            give_back()
+        raise
+
+
+class TokenBucket:
+    """*per_second* tokens a second, at most one second's worth kept, handed out in order."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._most = max(1.0, per_second)
+        self._tokens = self._most
+        self._filled = now()
+        self._waiting: deque[Deferred[None]] = deque()
+        self._timer: Timer | None = None
+
+    def take(self) -> bool:
+        """Take a token, if there is one and nobody waits for it."""
+        self._fill()
+        if self._waiting or self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def wait(self) -> Deferred[None]:
+        """Give a Deferred that fires with a token taken; cancelled, it leaves the queue."""
+        waiting: Deferred[None] = Deferred(self._leave)
+        self._waiting.append(waiting)
+        self._set_timer()
+        return waiting
+
+    def give_back(self) -> None:
+        """Put a token back that was not used."""
+        self._fill()
+        self._tokens = min(self._most, self._tokens + 1)
+        self._hand_out()
+
+    def _fill(self) -> None:
+        time = now()
+        self._tokens = min(self._most, self._tokens + (time - self._filled) * self._per_second)
+        self._filled = time
+
+    def _leave(self, waiting: Deferred[None]) -> None:
+        self._waiting.remove(waiting)
+        if not self._waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self) -> None:
+        if self._timer is None and self._waiting:
+            self._timer = Timer(max(0.0, 1 - self._tokens) / self._per_second, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._fill()
+        # The timer was set for this token: a rounding error is no reason to wait once more.
+        self._tokens = max(self._tokens, 1 - 1e-9)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._tokens >= 1 - 1e-9:
+            self._tokens -= 1
+            self._waiting.popleft().callback(None)
+        self._set_timer()
