@@ -5,7 +5,7 @@ that is not pending goes straight on: no Deferred, no task, no turn of the loop.
 value is waited for is the *face*'s business:
 
 * ``COROUTINE`` awaits coroutines as they are, and Deferreds as the runtime wants them;
-* ``DEFERRED`` waits for Deferreds alone, so :func:`start` can run the coroutine up to its first
+* ``DeferredFace`` waits for Deferreds alone, so :func:`start` can run the coroutine up to its first
   wait and needs no event loop where there are only Deferreds.
 """
 
@@ -95,6 +95,9 @@ class Steps(tuple["Callback", ...]):  # noqa: SLOT001 - what it stands for hangs
 class Face(Protocol):
     """How a pending value is waited for, and how a Failure leaves the engine."""
 
+    is_cancelled: bool
+    """Whether what runs has been cancelled from within one of its callbacks."""
+
     @property
     def cancelled(self) -> tuple[type[BaseException], ...]:
         """Exceptions that mean the work itself is cancelled: nothing may catch them."""
@@ -109,6 +112,7 @@ class Face(Protocol):
 
 class _CoroutineFace:
     cancelled = CANCELLED
+    is_cancelled = False
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         return _settle(pending, to_awaitable) if isinstance(pending, Deferred) else pending
@@ -117,10 +121,13 @@ class _CoroutineFace:
         failure.raiseException()
 
 
-class _DeferredFace:
+class DeferredFace:
+    """Waits for Deferreds alone; made anew for each run, which :func:`start` starts."""
+
     # Here a cancelled callback is a failure like another, as in a chain of Deferreds: cancelling
     # the whole is start()'s, which runs nothing further.
     cancelled: tuple[type[BaseException], ...] = ()
+    is_cancelled = False
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         return _settle(to_deferred(pending), _as_it_is)
@@ -130,7 +137,6 @@ class _DeferredFace:
 
 
 COROUTINE: Face = _CoroutineFace()
-DEFERRED: Face = _DeferredFace()
 
 
 def _as_it_is(deferred: Deferred[Any]) -> Awaitable[Any]:
@@ -154,20 +160,27 @@ async def settled(deferred: Deferred[Any]) -> Any:
     return await _settle(deferred, to_awaitable)
 
 
-def start(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
-    """Run *coroutine*, of the ``DEFERRED`` face, until it waits; give a Deferred of its result.
+def start(function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Deferred[Any]:
+    """Run the coroutine ``function(*args, face)`` until it waits; give a Deferred of its result.
 
     Where nothing is pending, the Deferred has already fired. Cancelling it cancels what the
     coroutine waits for, runs nothing further, and fails with Twisted's ``CancelledError``.
     """
+    face = DeferredFace()
+    coroutine = function(*args, face)
     try:
-        waiting: Deferred[Any] = coroutine.send(None)
+        waiting = coroutine.send(None)
     except StopIteration as done:
         return succeed(done.value)
     except BaseException:
         return fail(Failure())
+    return _rest(coroutine, waiting, face)
 
-    async def rest() -> Any:
+
+def _rest(
+    coroutine: Coroutine[Any, Any, Any], waiting: Deferred[Any], face: DeferredFace
+) -> Deferred[Any]:
+    async def go_on() -> Any:
         nonlocal waiting
         while True:
             try:
@@ -184,8 +197,12 @@ def start(coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
         if not result.called:
             result.callback(outcome)
 
-    result: Deferred[Any] = Deferred(lambda _: waiting.cancel())
-    Deferred.fromCoroutine(rest()).addBoth(deliver)
+    def cancel(_: Deferred[Any]) -> None:
+        face.is_cancelled = True
+        waiting.cancel()
+
+    result: Deferred[Any] = Deferred(cancel)
+    Deferred.fromCoroutine(go_on()).addBoth(deliver)
     return result
 
 
@@ -203,12 +220,17 @@ async def chain(
     if isinstance(value, Failure):
         return face.leave(value)
     position = -1
+    extra = bool(args or kwargs)
+    waited = False
     try:
         for callback in callbacks:
+            if waited and face.is_cancelled:
+                raise CancelledError
             position += 1
-            value = callback(value, *args, **kwargs) if args or kwargs else callback(value)
+            value = callback(value, *args, **kwargs) if extra else callback(value)
             if _KINDS[type(value)]:
                 if is_pending(value):
+                    waited = True
                     value = await face.wait(value)
                 if isinstance(value, Failure):
                     return face.leave(value)
@@ -235,6 +257,8 @@ async def chain_both(
     before its own.
     """
     for callback, errback in zip(callbacks, errbacks, strict=True):
+        if face.is_cancelled:
+            raise CancelledError
         handler = errback if isinstance(value, Failure) else callback
         if handler is None:
             continue
@@ -324,9 +348,11 @@ async def fan_out(
 
 def _all_or_first_failure(outcomes: list[Any]) -> Deferred[Failure | None]:
     """Put the results in the places of the Deferreds; fire with ``None``, or the first Failure."""
-    pending = [(index, it) for index, it in enumerate(outcomes) if isinstance(it, Deferred)]
-    left = len(pending)
-    gate = Gate([deferred for _, deferred in pending])
+    special = [
+        (index, it) for index, it in enumerate(outcomes) if isinstance(it, (Deferred, Failure))
+    ]
+    left = len(special)
+    gate = Gate([it for _, it in special if isinstance(it, Deferred)])
 
     def settle(result: Any, index: int) -> None:
         nonlocal left
@@ -337,13 +363,13 @@ def _all_or_first_failure(outcomes: list[Any]) -> Deferred[Failure | None]:
         elif not left:
             gate.open()
 
-    if not pending:
-        gate.open(next((it for it in outcomes if isinstance(it, Failure)), None))
-    for index, outcome in enumerate(tuple(outcomes) if pending else ()):
+    for index, outcome in special:
         if isinstance(outcome, Deferred):
             outcome.addBoth(settle, index)
-        elif isinstance(outcome, Failure):
-            gate.open(outcome)
+        else:
+            settle(outcome, index)
+    if not special:
+        gate.open()
     return gate.deferred
 
 
@@ -467,10 +493,15 @@ class Workers:
                 self.outcomes[worker] = (False, Failure())
             self._end()
             return
-        if is_pending(result):
-            self._idle.remove(worker)
-            self._running[worker] = deferred = to_deferred(result)
-            deferred.addBoth(self._done, worker)
+        if not is_pending(result):
+            return
+        deferred = to_deferred(result)
+        if worker not in self._idle:  # the call has cancelled what it is part of
+            deferred.addErrback(lambda _: None).cancel()
+            return
+        self._idle.remove(worker)
+        self._running[worker] = deferred
+        deferred.addBoth(self._done, worker)
 
     def _done(self, result: Any, worker: int) -> None:
         del self._running[worker]

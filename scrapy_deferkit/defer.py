@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from ._engine import COROUTINE, DEFERRED, Workers, chain, chain_both, cooperate, fan_out, start
+from ._engine import COROUTINE, Workers, chain, chain_both, cooperate, fan_out, start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
@@ -95,7 +95,7 @@ def process_chain(
     The first gets *input*; all get the extra arguments as well. A failure, raised or returned as
     a ``Failure``, ends the chain and fails the Deferred; so does an *input* that is a ``Failure``.
     """
-    return start(chain(callbacks, input, a, kw, DEFERRED))
+    return start(chain, callbacks, input, a, kw)
 
 
 def process_chain_async(
@@ -124,7 +124,7 @@ def process_chain_both(
 
     Raises :exc:`ValueError` when there are not as many *errbacks* as *callbacks*.
     """
-    return start(chain_both(*_pairs(callbacks, errbacks), input, a, kw, DEFERRED))
+    return start(chain_both, *_pairs(callbacks, errbacks), input, a, kw)
 
 
 def process_chain_both_async(
@@ -163,7 +163,7 @@ def process_parallel(
     All are called, and what is pending is waited for together. The first failure fails the
     Deferred, as itself; what the others then do is not heard.
     """
-    return start(fan_out(callbacks, input, a, kw, DEFERRED))
+    return start(fan_out, callbacks, input, a, kw)
 
 
 def process_parallel_async(

@@ -77,7 +77,7 @@ class StackDownloaderMiddleware:
 
     async def process_request(self, request: Request) -> Request | Response | None:
         """Run *request* through the request chain."""
-        if self._requests is None or request.meta.pop(_REPLACEMENT, False):
+        if self._requests is None or self._is_replacement(request):
             return None
         result: Any = await self._requests(request)
         if result is request:
@@ -91,10 +91,18 @@ class StackDownloaderMiddleware:
             )
         return result  # type: ignore[no-any-return]
 
+    def _fingerprint(self, request: Request) -> str:
+        return self._crawler.request_fingerprinter.fingerprint(request).hex()
+
+    def _is_replacement(self, request: Request) -> bool:
+        # The mark is the request's own: meta is copied to retries, which are the same request,
+        # and to redirects and by spiders, which are not.
+        mark = request.meta.get(_REPLACEMENT)
+        return mark is not None and mark == self._fingerprint(request)
+
     def _take_place_of(self, request: Request, replacement: Request) -> None:
-        replacement.meta[_REPLACEMENT] = True
-        fingerprint = self._crawler.request_fingerprinter.fingerprint
-        if fingerprint(replacement) == fingerprint(request):
+        mark = replacement.meta[_REPLACEMENT] = self._fingerprint(replacement)
+        if mark == self._fingerprint(request):
             # The duplicate filter knows this request already, as the one that it replaces.
             replacement.dont_filter = True
 

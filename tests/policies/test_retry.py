@@ -126,7 +126,7 @@ async def test_what_gives_up_raises_the_last_failure_with_the_attempts_in_its_no
 )
 async def test_on_says_what_is_tried_again(on: Any, error: Any, calls: int) -> None:
     flaky = Flaky(9, error)
-    with pytest.raises(BaseException):
+    with pytest.raises(BaseException):  # noqa: B017 - cancellation is one
         await Retry(flaky, on=on, wait=NO_WAIT)({})
     assert flaky.calls == calls
 

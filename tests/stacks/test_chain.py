@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scrapy.exceptions import CloseSpider, DropItem
 
 from scrapy_deferkit import Chain, DeferKitError, NoItemReturned, StackConfigError, step_of
-from scrapy_deferkit._engine import start
 from scrapy_deferkit.testing import run_stack
 
 from ..steps import Broken, make_step, styles
@@ -139,5 +138,6 @@ def test_a_stack_that_needs_a_crawler_says_so_when_it_is_called_without() -> Non
 
 
 def test_a_class_that_is_no_component_is_a_plain_callable() -> None:
-    deferred = start(Chain(str, list)(12))
-    assert deferred.result == ["1", "2"]
+    with pytest.raises(StopIteration) as end:
+        Chain(str, list)(12).send(None)
+    assert end.value.value == ["1", "2"]
