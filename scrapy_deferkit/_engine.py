@@ -130,7 +130,11 @@ class DeferredFace:
     is_cancelled = False
 
     def wait(self, pending: Any) -> Awaitable[Any]:
-        return _settle(to_deferred(pending), _as_it_is)
+        """Wait for *pending*; cancel it where its own callback has cancelled what runs."""
+        deferred = to_deferred(pending)
+        if self.is_cancelled:
+            deferred.cancel()
+        return _settle(deferred, _as_it_is)
 
     def leave(self, failure: Failure) -> Any:
         return failure
@@ -550,12 +554,12 @@ async def ordered(
         return
     room = DeferredSemaphore(count)
     results: DeferredQueue[tuple[Any, ...]] = DeferredQueue()
-    outstanding: set[Deferred[Any]] = set()
+    outstanding: dict[Deferred[Any], None] = {}  # in order
 
     def put(result: Any) -> None:
         if is_pending(result):
             result = to_deferred(result)
-            outstanding.add(result)
+            outstanding[result] = None
         results.put((result,))
 
     async def take() -> None:
@@ -573,7 +577,7 @@ async def ordered(
     taking: Deferred[Any] = to_deferred(take()).addBoth(end)
     try:
         while taken := await resolve(results.get()):
-            outstanding.discard(taken[0])
+            outstanding.pop(taken[0], None)
             yield await resolve(taken[0])
             room.release()
         await resolve(taking)

@@ -88,6 +88,9 @@ class Timer:
 
 async def sleep(seconds: float) -> None:
     """Wait for *seconds* of the clock; cancelled, it leaves no timer behind."""
+    if seconds <= 0:
+        await turn()
+        return
     over: Deferred[None] = Deferred(lambda _: timer.cancel())
     timer = Timer(seconds, lambda: over.callback(None))
     try:

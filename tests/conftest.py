@@ -22,10 +22,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("deferkit")
 
 
+HANGS_AFTER = 60
+"""Seconds of a test after which nothing more will come."""
+
+
 def run(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     """Run a coroutine function on this runtime, from a test that is none."""
     if not is_reactor_installed():
-        return asyncio.run(function())
+        return asyncio.run(asyncio.wait_for(function(), HANGS_AFTER))
     import pytest_twisted
     from twisted.internet import reactor
 
@@ -35,7 +39,7 @@ def run(function: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         deferred_from_coro(function()).addBoth(ended.callback)
 
     reactor.callLater(0, begin)
-    return pytest_twisted.blockon(ended)
+    return pytest_twisted.blockon(ended.addTimeout(HANGS_AFTER, reactor))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,0 +1,162 @@
+"""What is compared with what: one function for each line of the table.
+
+Each is a coroutine function that gives two measurements, of ours and of the peer's, made by
+:func:`calls` or :func:`awaits`, or any coroutine function from a number of loops to seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import scrapy.utils.defer
+from pyperf import perf_counter
+from scrapy.pipelines import ItemPipelineManager
+from scrapy.utils.defer import maybe_deferred_to_future
+
+from scrapy_deferkit import ChainPipeline, defer
+from scrapy_deferkit.testing import mock_crawler
+
+Measurement = Callable[[int], Awaitable[float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One line of the table."""
+
+    name: str
+    what: str
+    target: float
+    make: Callable[[], Awaitable[tuple[Measurement, Measurement]]]
+
+
+COMPARISONS: list[Comparison] = []
+
+
+def comparison(what: str, target: float) -> Callable[[Any], Any]:
+    """Add a comparison: the peer has to take *target* times as long as we do, or more."""
+
+    def add(make: Callable[[], Any]) -> Callable[[], Any]:
+        COMPARISONS.append(Comparison(make.__name__, what, target, make))
+        return make
+
+    return add
+
+
+def calls(function: Callable[[], object]) -> Measurement:
+    """Measure plain calls of *function*."""
+
+    async def measure(loops: int) -> float:
+        repeat = range(loops)
+        started = perf_counter()
+        for _ in repeat:
+            function()
+        return perf_counter() - started
+
+    return measure
+
+
+def awaits(function: Callable[[], Awaitable[object]]) -> Measurement:
+    """Measure calls of *function* together with awaiting what they give."""
+
+    async def measure(loops: int) -> float:
+        repeat = range(loops)
+        started = perf_counter()
+        for _ in repeat:
+            await function()
+        return perf_counter() - started
+
+    return measure
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Let Scrapy's own functions spend nothing on the warning that they are deprecated."""
+    warnings = scrapy.utils.defer.warnings
+    scrapy.utils.defer.warnings = types.SimpleNamespace(warn=lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        scrapy.utils.defer.warnings = warnings
+
+
+def quietly(measurement: Measurement) -> Measurement:
+    """Measure without deprecation warnings of Scrapy's helpers."""
+
+    async def measure(loops: int) -> float:
+        with without_warnings():
+            return await measurement(loops)
+
+    return measure
+
+
+def pass_on(item: Any) -> Any:
+    return item
+
+
+async def pass_on_coroutine(item: Any) -> Any:
+    return item
+
+
+class PlainPipeline:
+    def process_item(self, item: Any) -> Any:
+        return item
+
+
+class CoroutinePipeline:
+    async def process_item(self, item: Any) -> Any:
+        return item
+
+
+async def chain_and_manager(processor: Any, pipeline: type) -> tuple[Measurement, Measurement]:
+    ours = ChainPipeline.from_crawler(mock_crawler({"DEFERKIT_CHAIN": [processor] * 5}))
+    await ours.open_spider()
+    theirs = ItemPipelineManager(*(pipeline() for _ in range(5)), crawler=mock_crawler())
+    item = {"title": "A Light in the Attic"}
+    return (
+        awaits(functools.partial(ours.process_item, item)),
+        awaits(functools.partial(theirs.process_item_async, item)),
+    )
+
+
+@comparison("ChainPipeline, 5 plain processors | ItemPipelineManager, 5 pipelines", target=5.0)
+async def chain_pipeline_plain() -> tuple[Measurement, Measurement]:
+    return await chain_and_manager(pass_on, PlainPipeline)
+
+
+@comparison(
+    "ChainPipeline, 5 coroutines that never suspend | ItemPipelineManager, 5 such pipelines",
+    target=1.0,
+)
+async def chain_pipeline_coroutines() -> tuple[Measurement, Measurement]:
+    return await chain_and_manager(pass_on_coroutine, CoroutinePipeline)
+
+
+@comparison("process_chain, 5 plain functions | Scrapy's", target=2.0)
+async def process_chain() -> tuple[Measurement, Measurement]:
+    arguments = ([pass_on] * 5, {"title": "A Light in the Attic"})
+    return (
+        calls(functools.partial(defer.process_chain, *arguments)),
+        quietly(calls(functools.partial(scrapy.utils.defer.process_chain, *arguments))),
+    )
+
+
+@comparison("process_parallel, 5 plain functions | Scrapy's", target=5.0)
+async def process_parallel() -> tuple[Measurement, Measurement]:
+    arguments = ([pass_on] * 5, {"title": "A Light in the Attic"})
+    return (
+        calls(functools.partial(defer.process_parallel, *arguments)),
+        quietly(calls(functools.partial(scrapy.utils.defer.process_parallel, *arguments))),
+    )
+
+
+@comparison("parallel([x], 100) | Scrapy's", target=20.0)
+async def parallel() -> tuple[Measurement, Measurement]:
+    return (
+        awaits(lambda: maybe_deferred_to_future(defer.parallel(["x"], 100, pass_on))),
+        awaits(lambda: maybe_deferred_to_future(scrapy.utils.defer.parallel(["x"], 100, pass_on))),
+    )
