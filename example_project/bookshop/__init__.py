@@ -1,0 +1,1 @@
+"""A bookshop: one spider, whose items go through stacks of processors into SQLite."""

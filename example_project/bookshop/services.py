@@ -1,0 +1,103 @@
+"""The processors that ask a service, and so want the crawler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
+
+from scrapy.crawler import Crawler
+from scrapy.http import Request, TextResponse
+
+from .downloads import SERVICE, UNAVAILABLE
+from .errors import ServiceFailed
+from .items import Book, Offer, Review
+from .processors import parse_pounds
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class _Service:
+    """Asks through Scrapy's downloader, so that its middlewares and limits hold here as well."""
+
+    service = ""
+
+    def __init__(self, crawler: Crawler) -> None:
+        self._crawler = crawler
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> Self:
+        """Build the processor."""
+        return cls(crawler)
+
+    async def ask(self, url: str) -> Any:
+        """Give the JSON at *url*, or ``None`` where the service has nothing (404).
+
+        Raises :exc:`ServiceFailed` for any other answer.
+        """
+        assert self._crawler.engine is not None
+        request = Request(url, meta={SERVICE: self.service}, headers={"Accept": "application/json"})
+        response = await self._crawler.engine.download_async(request)
+        if response.status == 404:
+            return None
+        if UNAVAILABLE in response.flags or response.status != 200:
+            raise ServiceFailed(f"{self.service} is unavailable")
+        try:
+            assert isinstance(response, TextResponse)
+            return response.json()
+        except (AssertionError, ValueError) as error:
+            raise ServiceFailed(f"{self.service} answered with no JSON") from error
+
+
+class FetchReviews(_Service):
+    """Fetch what readers say, from the service that the page names."""
+
+    service = "the review service"
+
+    async def __call__(self, book: Book) -> Book:
+        found = await self.ask(book.reviews_url) if book.reviews_url else None
+        book.reviews_from = "none" if found is None else "service"
+        book.reviews = [
+            Review(reader=each["reader"], text=each["text"], stars=each["stars"])
+            for each in found or ()
+        ]
+        return book
+
+
+class FetchOffers(_Service):
+    """Fetch what other sellers ask for the book."""
+
+    service = "the offers"
+
+    async def __call__(self, book: Book) -> Book:
+        found = await self.ask(book.offers_url) if book.offers_url else None
+        book.offers_from = "none" if found is None else "service"
+        book.offers = [Offer(each["seller"], parse_pounds(each["price"])) for each in found or ()]
+        return book
+
+
+class LookUpSeller(_Service):
+    """Put the seller's name and city to an offer, asking for each seller once or so."""
+
+    service = "the register of sellers"
+
+    def __init__(self, crawler: Crawler) -> None:
+        super().__init__(crawler)
+        self._known: dict[str, dict[str, str]] = {}
+
+    async def __call__(self, offer: Offer) -> Offer:
+        if not offer.seller:  # our own
+            return offer
+        if offer.seller not in self._known:
+            found = await self.ask(self._address(offer))
+            if found is None:
+                raise ServiceFailed(f"nobody knows the seller {offer.seller!r}")
+            self._known[offer.seller] = found
+        offer.name = self._known[offer.seller]["name"]
+        offer.city = self._known[offer.seller]["city"]
+        return offer
+
+    def _address(self, offer: Offer) -> str:
+        return urljoin(
+            getattr(self._crawler.spider, "root", ""), f"api/sellers/{offer.seller}.json"
+        )

@@ -1,0 +1,87 @@
+"""What a person wants to know when the crawl is over."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from scrapy import Spider, signals
+from scrapy.crawler import Crawler
+from twisted.python.failure import Failure
+
+from scrapy_deferkit.exceptions import step_of
+
+from .database import database_path
+from .items import Book
+
+logger = logging.getLogger(__name__)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Summary:
+    """Counts how items end, and prints it when the spider closes."""
+
+    def __init__(self, crawler: Crawler) -> None:
+        self._crawler = crawler
+        self._stored: set[str | None] = set()
+        self._fallbacks: Counter[str] = Counter()
+        self._with_fallback = 0
+        self._dropped: Counter[str] = Counter()
+        self._failed: Counter[str] = Counter()
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> Self:
+        """Build the extension and connect it."""
+        summary = cls(crawler)
+        crawler.signals.connect(summary.item_scraped, signals.item_scraped)
+        crawler.signals.connect(summary.item_dropped, signals.item_dropped)
+        crawler.signals.connect(summary.item_error, signals.item_error)
+        crawler.signals.connect(summary.spider_closed, signals.spider_closed)
+        return summary
+
+    def item_scraped(self, item: Book) -> None:
+        """Count a book that has been stored."""
+        self._stored.add(item.upc)
+        fallbacks = item.fallbacks()
+        self._with_fallback += bool(fallbacks)
+        self._fallbacks.update(fallbacks)
+
+    def item_dropped(self, exception: BaseException) -> None:
+        """Count a book that was dropped, by the reason."""
+        self._dropped[str(exception)] += 1
+
+    def item_error(self, item: Any, failure: Failure) -> None:
+        """Count a book that failed, by the step and the reason, and say which."""
+        error = failure.value
+        assert error is not None
+        where = f"at {step_of(error) or 'a pipeline'}: {error or type(error).__name__}"
+        self._failed[where] += 1
+        logger.warning("Lost a book %s (%s)", where, getattr(item, "url", item))
+
+    def spider_closed(self, spider: Spider, reason: str) -> None:
+        """Print the summary."""
+        print(self.text(getattr(spider, "lost_pages", 0), reason), flush=True)
+
+    def text(self, lost_pages: int, reason: str = "finished") -> str:
+        """Give the summary as text."""
+        lines = [
+            f"\nBooks stored        {len(self._stored):5}",
+            f"  with a fallback   {self._with_fallback:5}{_listed(self._fallbacks)}",
+            f"Books dropped       {self._dropped.total():5}{_listed(self._dropped)}",
+            f"Books failed        {self._failed.total():5}",
+            *(f"{count:12}  {where}" for where, count in self._failed.most_common()),
+            f"Pages not to be had {lost_pages:5}",
+        ]
+        if self._stored:
+            lines.append(f"The data is in {database_path(self._crawler)} (SQLite, table books)")
+        if reason != "finished":
+            lines.append(f"The crawl ended before its time: {reason}")
+        return "\n".join(lines)
+
+
+def _listed(counts: Counter[str]) -> str:
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+    return f"   {listed}" if listed else ""
