@@ -18,7 +18,16 @@ from pyperf import perf_counter
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.utils.defer import maybe_deferred_to_future
 
-from scrapy_deferkit import ChainPipeline, defer
+from scrapy_deferkit import (
+    Chain,
+    ChainPipeline,
+    CircuitBreaker,
+    Limit,
+    Retry,
+    Timeout,
+    copy_item,
+    defer,
+)
 from scrapy_deferkit.testing import mock_crawler
 
 Measurement = Callable[[int], Awaitable[float]]
@@ -160,3 +169,43 @@ async def parallel() -> tuple[Measurement, Measurement]:
         awaits(lambda: maybe_deferred_to_future(defer.parallel(["x"], 100, pass_on))),
         awaits(lambda: maybe_deferred_to_future(scrapy.utils.defer.parallel(["x"], 100, pass_on))),
     )
+
+
+def policy_and_bare_stack(policy: Any) -> tuple[Measurement, Measurement]:
+    bare = Chain(pass_on)
+    item = {"title": "A Light in the Attic"}
+    return (
+        awaits(functools.partial(policy.bind(mock_crawler()), item)),
+        awaits(functools.partial(bare.bind(mock_crawler()), item)),
+    )
+
+
+# A policy may take three times as long as the bare stack of the same processor.
+A_THIRD = 1 / 3
+
+
+@comparison("Timeout of a plain processor | a Chain of it", target=A_THIRD)
+async def timeout() -> tuple[Measurement, Measurement]:
+    return policy_and_bare_stack(Timeout(pass_on, 60))
+
+
+@comparison("Limit with a free slot | a Chain of the same processor", target=A_THIRD)
+async def limit() -> tuple[Measurement, Measurement]:
+    return policy_and_bare_stack(Limit(pass_on, concurrency=8))
+
+
+@comparison("CircuitBreaker, closed | a Chain of the same processor", target=A_THIRD)
+async def circuit_breaker() -> tuple[Measurement, Measurement]:
+    return policy_and_bare_stack(CircuitBreaker(pass_on))
+
+
+@comparison("Retry, without its copy of the item | a Chain of the same processor", target=A_THIRD)
+async def retry() -> tuple[Measurement, Measurement]:
+    return policy_and_bare_stack(Retry(pass_on, on=OSError, copy=pass_on))
+
+
+@comparison("the copy of an item that a Retry makes | a Chain of a plain processor", target=0.0)
+async def copy_of_an_item() -> tuple[Measurement, Measurement]:
+    item = {"title": "A Light in the Attic"}
+    bare = Chain(pass_on).bind(mock_crawler())
+    return calls(functools.partial(copy_item, item)), awaits(functools.partial(bare, item))

@@ -232,7 +232,9 @@ class Stack:
         calls = StepCalls.of(self, [step])
 
         def run(item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
-            return process_chain_async(calls, item, *args, **kwargs)
+            if args or kwargs:
+                return process_chain_async(calls, item, *args, **kwargs)
+            return process_chain_async(calls, item)
 
         return run
 

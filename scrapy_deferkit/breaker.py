@@ -78,12 +78,16 @@ class CircuitBreaker(Policy):
         super().__init__([processor], name)
 
     def _begin(self) -> None:
+        self._only = _Circuit(self._window)
         self._circuits: OrderedDict[Any, _Circuit] = OrderedDict()
 
     async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
         self._require_ready()
-        key = None if self._key is None else self._key(item)
-        circuit = self._circuit(key)
+        if self._key is None:
+            key, circuit = None, self._only
+        else:
+            key = self._key(item)
+            circuit = self._circuit(key)
         if circuit.state is not _CLOSED:
             self._let_probe_through(circuit, key)
         turn = circuit.turn
@@ -110,7 +114,7 @@ class CircuitBreaker(Policy):
             circuit = self._circuits[key] = _Circuit(self._window)
             if len(self._circuits) > _MOST_KEYS:
                 self._circuits.popitem(last=False)
-        elif self._key is not None:
+        else:
             self._circuits.move_to_end(key)
         return circuit
 

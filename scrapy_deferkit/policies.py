@@ -420,12 +420,14 @@ class TokenBucket:
 
     def _leave(self, waiting: Deferred[None]) -> None:
         self._waiting.remove(waiting)
-        if not self._waiting and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._set_timer()
 
     def _set_timer(self) -> None:
-        if self._timer is None and self._waiting:
+        """Have a timer while somebody waits, and none else."""
+        if self._timer is not None and not self._waiting:
+            self._timer.cancel()
+            self._timer = None
+        elif self._timer is None and self._waiting:
             self._timer = Timer(max(0.0, 1 - self._tokens) / self._per_second, self._on_timer)
 
     def _on_timer(self) -> None:
