@@ -40,9 +40,9 @@ class Retry(Policy):
     Each attempt gets a fresh copy of the item, made by *copy*. What gives up raises the last
     failure, with the attempts in its notes. Counted are ``retried`` and ``gave_up``.
 
-    Mind that the time-outs of Scrapy's downloads are no ``TimeoutError``: with a reactor they are
-    ``twisted.internet.error.TimeoutError`` and its subclass ``TCPTimedOutError``, and from Scrapy
-    2.15 on ``scrapy.exceptions.DownloadTimeoutError``.
+    Mind that the time-outs of Scrapy's downloads are no ``TimeoutError``: they are
+    :exc:`scrapy.exceptions.DownloadTimeoutError`, and Twisted's own, which other download handlers
+    and clients raise, are :exc:`twisted.internet.error.TimeoutError`, which is none either.
 
     The default wait is truncated exponential back-off from half a second up to a minute, with up
     to a second of jitter, as in Google's "Exponential backoff" for its cloud storage.
@@ -323,6 +323,7 @@ class Limit(Policy):
     Calls wait their turn in the order in which they came. *per_second* is a token bucket that
     holds as many tokens as one second brings, at least one (Turner, "New directions in
     communications", 1986). One ``Limit`` object, wherever it stands in a crawl, is one limit.
+    Counted are calls that ``waited`` for others to end, and that the rate ``held_back``.
     """
 
     def __init__(
@@ -359,9 +360,11 @@ class Limit(Policy):
             if slots.tokens:
                 slots.tokens -= 1
             else:
+                self._count("waited")
                 await _granted(slots.acquire(), slots.release)
         try:
             if bucket is not None and not bucket.take():
+                self._count("held_back")
                 await _granted(bucket.wait(), bucket.give_back)
             return await self._run(item, *args, **kwargs)
         finally:

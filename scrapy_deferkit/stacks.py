@@ -389,7 +389,8 @@ class Route(Stack):
     other key is a predicate, a function of the item, and predicates are asked in order after the
     classes. An item that no route takes goes to *default*: a processor, ``"pass"`` (the item goes
     on as it is) or ``"drop"``; without one it fails with
-    :exc:`~scrapy_deferkit.exceptions.NoRoute`.
+    :exc:`~scrapy_deferkit.exceptions.NoRoute`. Counted are items that no processor took, as
+    ``unrouted``.
     """
 
     def __init__(
@@ -446,6 +447,7 @@ class Route(Stack):
 
     async def _end(self, item: Any, *_: Any, **__: Any) -> Any:
         """End an item that no stack takes."""
+        self._count("unrouted")
         if self._default == "pass":
             return item
         if self._default == "drop":

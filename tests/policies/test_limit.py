@@ -184,6 +184,22 @@ async def test_one_limit_in_two_branches_and_two_components_is_one_limit() -> No
     assert [await wait(it) for it in waiting] == [["a", "a"], "b"]
 
 
+async def test_calls_that_wait_are_counted(clock: Clock) -> None:
+    crawler = mock_crawler()
+    held = Held()
+    stack = Limit(held, concurrency=1, per_second=1, name="shop").bind(crawler)
+    items = [to_deferred(stack(number)) for number in range(2)]
+    await until(lambda: held.waiting)
+    held.release()
+    await until(clock.getDelayedCalls)
+    clock.advance(1)
+    await until(lambda: held.waiting)
+    held.release()
+    assert [await wait(item) for item in items] == [0, 1]
+    assert crawler.stats.get_value("deferkit/shop/waited") == 1
+    assert crawler.stats.get_value("deferkit/shop/held_back") == 1
+
+
 async def test_two_crawlers_have_limits_of_their_own() -> None:
     held = Held()
     limit = Limit(held, concurrency=1)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import tenacity
+import twisted.internet.error
 from hypothesis import given
 from hypothesis import strategies as st
-from scrapy.exceptions import CloseSpider, DropItem
+from scrapy.exceptions import CloseSpider, DownloadTimeoutError, DropItem
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
@@ -195,6 +196,12 @@ async def test_an_attempt_that_is_pending_is_waited_for() -> None:
     await until(lambda: held.waiting)
     held.release()
     assert await wait(item) == {"a": 1}
+
+
+def test_what_the_docstring_says_of_download_time_outs_is_true() -> None:
+    for error in (DownloadTimeoutError, twisted.internet.error.TimeoutError):
+        assert not issubclass(error, TimeoutError)
+        assert f"{error.__module__}.{error.__name__}" in str(Retry.__doc__)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scrapy_deferkit import Chain, NoRoute, Route, StackConfigError, step_of
-from scrapy_deferkit.testing import run_stack
+from scrapy_deferkit.testing import mock_crawler, run_stack
 
 from ..steps import Broken
 
@@ -79,7 +79,9 @@ async def test_default_may_pass_or_drop() -> None:
     items = [Review(), Book()]
     run = await run_stack(Route({Book: named("book")}, default="pass"), items)
     assert run.scraped == [items[0], ("book",)]
-    run = await run_stack(Route({Book: named("book")}, default="drop"), items)
+    crawler = mock_crawler()
+    run = await run_stack(Route({Book: named("book")}, default="drop"), items, crawler=crawler)
+    assert crawler.stats.get_value("deferkit/Route/unrouted") == 1
     assert (run.scraped, run.dropped) == ([("book",)], [items[0]])
 
 
