@@ -27,6 +27,7 @@ COLUMNS = {
     "reviews": "TEXT NOT NULL",  # JSON
     "offers": "TEXT NOT NULL",  # JSON
     "sort_title": "TEXT NOT NULL",
+    "place": "TEXT NOT NULL",
     "price_band": "TEXT NOT NULL",
     "reading_minutes": "INTEGER",
     "label": "TEXT NOT NULL",

@@ -6,7 +6,7 @@ from scrapy.exceptions import IgnoreRequest
 from scrapy.http import Request, Response, TextResponse
 from twisted.python.failure import Failure
 
-from .errors import ServiceFailed
+from .errors import ServiceBusy
 
 SERVICE = "bookshop_service"
 """The key in ``request.meta`` that tells a request of a service from one of a page."""
@@ -28,7 +28,7 @@ def show_reader_card(request: Request) -> Request:
 def refuse_outage(response: Response, request: Request) -> Response:
     """Make a failure of what a service answers when it is down."""
     if SERVICE in request.meta and response.status >= 500:
-        raise ServiceFailed(f"{request.meta[SERVICE]} answered {response.status}")
+        raise ServiceBusy(f"{request.meta[SERVICE]} answered {response.status}")
     return response
 
 

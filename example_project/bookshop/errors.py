@@ -19,5 +19,9 @@ class ServiceFailed(BookshopError):
     """A service gave no answer, or one that cannot be used."""
 
 
+class ServiceBusy(ServiceFailed):
+    """A service is down or has too much to do; asked again, it may well answer."""
+
+
 class DatabaseFailed(BookshopError):
     """The database cannot be opened, or does not take a book."""

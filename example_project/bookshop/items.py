@@ -1,4 +1,4 @@
-"""The items: a book, and the reviews and offers that it has."""
+"""The items: a book or an e-book, and the reviews and offers that it has."""
 
 from __future__ import annotations
 
@@ -64,8 +64,9 @@ class Book:
     offers: list[Offer] = field(default_factory=list)
     offers_from: str = ""
 
-    # For the shelf.
+    # For the place it has in the shop.
     sort_title: str = ""
+    place: str = ""
     price_band: str = ""
     reading_minutes: int | None = None
     label: str = ""
@@ -93,6 +94,13 @@ class Book:
         if any(offer.name == UNKNOWN_SELLER for offer in self.offers):
             found.append("seller: unknown")
         return found
+
+
+@dataclass
+class Ebook(Book):
+    """A book that is a file, and stands on no shelf."""
+
+    file_text: str = ""  # as the page has it
 
 
 UNKNOWN_SELLER = "unknown seller"

@@ -29,7 +29,7 @@ from .labels import (
     price_in_words,
     shorten,
 )
-from .stacks import shelf
+from .stacks import place
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class ShelfPipeline(StackPipeline):
-    """Run the stack that finds a book its place on the shelf."""
+class PlacePipeline(StackPipeline):
+    """Run the stack that finds each kind of book its place in the shop."""
 
-    stack = shelf
+    stack = place
 
 
 class LabelPipeline:

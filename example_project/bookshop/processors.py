@@ -9,7 +9,7 @@ from scrapy.exceptions import DropItem
 from twisted.python.failure import Failure
 
 from .errors import IncompletePage, UnreadableText
-from .items import UNKNOWN_SELLER, Book, Offer, Review
+from .items import UNKNOWN_SELLER, Book, Ebook, Offer, Review
 
 _STARS = {"One": 1, "Two": 2, "Three": 3, "Four": 4, "Five": 5}
 _WORDS_PER_MINUTE = 200
@@ -147,7 +147,7 @@ def name_unknown_seller(failure: Failure, offer: Offer) -> Offer:
     return offer
 
 
-# ------------------------------------------------------------------------------------ for the shelf
+# ------------------------------------------------------------------------------------ for the place
 
 
 def file_under(book: Book) -> Book:
@@ -167,6 +167,25 @@ def band_price(book: Book) -> Book:
         book.price_band = "ask"
     else:
         book.price_band = "low" if book.price < 20 else "middle" if book.price < 40 else "high"
+    return book
+
+
+def choose_shelf(book: Book) -> Book:
+    """Put the book on the shelf of its category, with those that begin with the same letter."""
+    book.place = f"shelf {book.category}, {book.sort_title[:1].upper()}"
+    return book
+
+
+def read_file(book: Ebook) -> Ebook:
+    """Note what an e-book is to be downloaded as.
+
+    >>> read_file(Ebook("", file_text=" EPUB, 2.4 MB ")).place
+    'download (EPUB, 2.4 MB)'
+    """
+    match = re.fullmatch(r"\s*([A-Z]+), (\d+(?:\.\d)?) MB\s*", book.file_text, re.ASCII)
+    if match is None:
+        raise UnreadableText(f"{book.file_text!r} is no file to download")
+    book.place = f"download ({match[1]}, {match[2]} MB)"
     return book
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from scrapy.crawler import Crawler
 from scrapy.http import Request, TextResponse
 
 from .downloads import SERVICE, UNAVAILABLE
-from .errors import ServiceFailed
+from .errors import ServiceBusy, ServiceFailed
 from .items import Book, Offer, Review
 from .processors import parse_pounds
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class _Service:
-    """Asks through Scrapy's downloader, so that its middlewares and limits hold here as well."""
+    """Asks through Scrapy's downloader, so that its middlewares and limits hold here as well.
+
+    Only its retries do not: whether to ask again is for the stack to say.
+    """
 
     service = ""
 
@@ -33,15 +36,18 @@ class _Service:
     async def ask(self, url: str) -> Any:
         """Give the JSON at *url*, or ``None`` where the service has nothing (404).
 
-        Raises :exc:`ServiceFailed` for any other answer.
+        Raises :exc:`ServiceBusy` where it is down, and :exc:`ServiceFailed` for any other answer.
         """
         assert self._crawler.engine is not None
-        request = Request(url, meta={SERVICE: self.service}, headers={"Accept": "application/json"})
+        meta = {SERVICE: self.service, "dont_retry": True}
+        request = Request(url, meta=meta, headers={"Accept": "application/json"})
         response = await self._crawler.engine.download_async(request)
         if response.status == 404:
             return None
-        if UNAVAILABLE in response.flags or response.status != 200:
-            raise ServiceFailed(f"{self.service} is unavailable")
+        if UNAVAILABLE in response.flags or response.status >= 500:
+            raise ServiceBusy(f"{self.service} is unavailable")
+        if response.status != 200:
+            raise ServiceFailed(f"{self.service} answered {response.status}")
         try:
             assert isinstance(response, TextResponse)
             return response.json()
@@ -74,6 +80,16 @@ class FetchOffers(_Service):
         book.offers_from = "none" if found is None else "service"
         book.offers = [Offer(each["seller"], parse_pounds(each["price"])) for each in found or ()]
         return book
+
+
+def reviews_host(book: Book) -> str:
+    """Give the host that the book's reviews are asked of."""
+    return urlsplit(book.reviews_url).netloc
+
+
+def offers_host(book: Book) -> str:
+    """Give the host that the book's offers are asked of."""
+    return urlsplit(book.offers_url).netloc
 
 
 class LookUpSeller(_Service):

@@ -23,9 +23,10 @@ ITEM_PIPELINES = {
     "scrapy_deferkit.TolerantPipeline": 200,
     "scrapy_deferkit.ParallelPipeline": 300,
     "scrapy_deferkit.EachPipeline": 400,
-    "bookshop.pipelines.ShelfPipeline": 500,
+    "bookshop.pipelines.PlacePipeline": 500,
     "bookshop.pipelines.LabelPipeline": 600,
     "bookshop.pipelines.SQLitePipeline": 900,
+    "scrapy_deferkit.StackPipeline": 950,
 }
 
 # One after the other.
@@ -60,6 +61,9 @@ DEFERKIT_EACH = [
         "concurrency": 4,
     },
 ]
+
+# Any stack; this one notes the price of what has been stored.
+DEFERKIT_STACK = "bookshop.stacks.price_history"
 
 # ---------------------------------------------------------------------------------------- the shop
 

@@ -13,7 +13,8 @@ from twisted.python.failure import Failure
 from scrapy_deferkit.exceptions import step_of
 
 from .database import database_path
-from .items import Book
+from .items import Book, Ebook
+from .prices import price_history_path
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Summary:
         self._crawler = crawler
         self._stored: set[str | None] = set()
         self._fallbacks: Counter[str] = Counter()
+        self._ebooks: set[str | None] = set()
         self._with_fallback = 0
         self._dropped: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
@@ -45,6 +47,8 @@ class Summary:
     def item_scraped(self, item: Book) -> None:
         """Count a book that has been stored."""
         self._stored.add(item.upc)
+        if isinstance(item, Ebook):
+            self._ebooks.add(item.upc)
         fallbacks = item.fallbacks()
         self._with_fallback += bool(fallbacks)
         self._fallbacks.update(fallbacks)
@@ -69,17 +73,43 @@ class Summary:
         """Give the summary as text."""
         lines = [
             f"\nBooks stored        {len(self._stored):5}",
+            f"  of them e-books   {len(self._ebooks):5}",
             f"  with a fallback   {self._with_fallback:5}{_listed(self._fallbacks)}",
             f"Books dropped       {self._dropped.total():5}{_listed(self._dropped)}",
             f"Books failed        {self._failed.total():5}",
             *(f"{count:12}  {where}" for where, count in self._failed.most_common()),
             f"Pages not to be had {lost_pages:5}",
+            f"Services asked again{self._times('retried'):5}{_listed(self._service_troubles())}",
         ]
         if self._stored:
             lines.append(f"The data is in {database_path(self._crawler)} (SQLite, table books)")
+        history = price_history_path(self._crawler)
+        if history.exists():
+            lines.append(f"The prices so far are in {history} (JSON, a line each)")
         if reason != "finished":
             lines.append(f"The crawl ended before its time: {reason}")
         return "\n".join(lines)
+
+    def _service_troubles(self) -> Counter[str]:
+        """Give what the policies around the services count."""
+        counts = Counter(
+            {
+                "no answer in time": self._times("timed_out"),
+                "given up": self._times("gave_up"),
+                "not asked, since it is down": self._times("rejected"),
+            }
+        )
+        return +counts
+
+    def _times(self, what: str) -> int:
+        """Count *what* over all policies, each of which has a stat of its own."""
+        stats = self._crawler.stats
+        assert stats is not None
+        return sum(
+            value
+            for name, value in stats.get_stats().items()
+            if name.startswith("deferkit/") and name.endswith(f"/{what}")
+        )
 
 
 def _listed(counts: Counter[str]) -> str:

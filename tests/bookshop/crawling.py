@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -15,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "example_project"
 
 # Long enough for a busy machine, short enough for a page that never answers.
-QUICK = ("-s", "DOWNLOAD_TIMEOUT=2", "-s", "BOOKSHOP_SITE_DELAY=0.02")
+# More than the stacks give a service, so that it is they who end the wait.
+QUICK = ("-s", "DOWNLOAD_TIMEOUT=3", "-s", "BOOKSHOP_SITE_DELAY=0.02")
 ASYNCIO = ()
 TWISTED = ("-s", "TWISTED_REACTOR=twisted.internet.selectreactor.SelectReactor")
 NO_REACTOR = ("-s", "TWISTED_REACTOR_ENABLED=False")
@@ -25,6 +27,7 @@ class Crawl(NamedTuple):
     """What a crawl left behind."""
 
     rows: list[dict[str, Any]]
+    prices: list[dict[str, Any]]
     summary: str
     log: str
 
@@ -34,6 +37,10 @@ class Crawl(NamedTuple):
             {name: urlsplit(value).path if name.endswith("url") else value for name, value in row}
             for row in (row.items() for row in self.rows)
         ]
+
+    def data(self) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+        """Give all that the crawl stored, but where and when it was seen."""
+        return self.rows_wherever(), sorted((line["upc"], line["price"]) for line in self.prices)
 
 
 def crawl(folder: Path, *options: str, settings: str = "") -> Crawl:
@@ -61,7 +68,8 @@ def crawl(folder: Path, *options: str, settings: str = "") -> Crawl:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    return Crawl(read_rows(database), ended.stdout, ended.stderr)
+    prices = read_prices(folder / "books.prices.jsonl")
+    return Crawl(read_rows(database), prices, ended.stdout, ended.stderr)
 
 
 def read_rows(database: Path) -> list[dict[str, Any]]:
@@ -74,6 +82,12 @@ def read_rows(database: Path) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute("SELECT * FROM books ORDER BY upc")]
     finally:
         connection.close()
+
+
+def read_prices(history: Path) -> list[dict[str, Any]]:
+    """Give the lines of the history of prices."""
+    lines = history.read_text(encoding="utf-8").splitlines() if history.exists() else ()
+    return [json.loads(line) for line in lines]
 
 
 def troubles_in(log: str) -> list[str]:

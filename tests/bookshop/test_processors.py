@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from scrapy.exceptions import DropItem, IgnoreRequest
@@ -13,10 +15,10 @@ from twisted.python.failure import Failure
 
 from bookshop import labels, pages, processors, stacks
 from bookshop.downloads import SERVICE, forget_second_try, refuse_outage, try_otherwise
-from bookshop.errors import IncompletePage, ServiceFailed, UnreadableText
-from bookshop.items import Book, Offer, Review
+from bookshop.errors import IncompletePage, ServiceBusy, ServiceFailed, UnreadableText
+from bookshop.items import Book, Ebook, Offer, Review
 from bookshop.pipelines import LabelPipeline
-from scrapy_deferkit.testing import run_stack
+from scrapy_deferkit.testing import mock_crawler, run_stack
 
 
 @pytest.fixture
@@ -101,10 +103,38 @@ def test_our_own_offer_wants_a_price(book: Book) -> None:
 
 
 async def test_the_shelf_is_found_without_price_and_description(book: Book) -> None:
-    run = await run_stack(stacks.shelf, [book])
+    book.category = "Travel"
+    run = await run_stack(stacks.place, [book])
     (shelved,) = run.scraped
     assert (shelved.sort_title, shelved.price_band) == ("quiet ferry, the", "ask")
+    assert shelved.place == "shelf Travel, Q"
     assert shelved.reading_minutes is None
+
+
+async def test_an_e_book_stands_on_no_shelf() -> None:
+    run = await run_stack(stacks.place, [Ebook("", file_text="EPUB, 2.4 MB"), Ebook("")])
+    assert [(book.place, book.price_band) for book in run.scraped] == [
+        ("download (EPUB, 2.4 MB)", "")
+    ]
+    assert [failed.step for failed in run.failed] == ["place/download/read_file"]
+
+
+async def test_the_history_of_prices_grows_and_has_no_line_without_a_price(tmp_path: Path) -> None:
+    books = [Book("", upc="1", price=Decimal("5.00")), Book("", upc="2")]
+    for _ in range(2):
+        crawler = mock_crawler({"BOOKSHOP_DB": str(tmp_path / "shop.db")})
+        run = await run_stack(stacks.price_history, books, crawler=crawler)
+        assert run.scraped == books
+    lines = (tmp_path / "shop.prices.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [(line["upc"], line["price"]) for line in map(json.loads, lines)] == [("1", "5.00")] * 2
+
+
+async def test_a_history_that_cannot_be_written_loses_no_book(tmp_path: Path) -> None:
+    crawler = mock_crawler({"BOOKSHOP_DB": str(tmp_path / "gone" / "shop.db")})
+    book = Book("", upc="1", price=Decimal("5.00"))
+    run = await run_stack(stacks.price_history, [book], crawler=crawler)
+    assert run.scraped == [book]
+    assert crawler.stats.get_value("deferkit/price_history/tap_failed") == 1
 
 
 async def test_a_page_is_dropped_failed_or_passed_with_whole_links() -> None:
@@ -122,7 +152,7 @@ async def test_a_page_is_dropped_failed_or_passed_with_whole_links() -> None:
 
 def test_an_outage_of_a_service_is_a_failure() -> None:
     service = Request("http://shop.example/api", meta={SERVICE: "reviews"})
-    with pytest.raises(ServiceFailed):
+    with pytest.raises(ServiceBusy):
         refuse_outage(Response(service.url, status=503), service)
     page = Request("http://shop.example/")
     assert refuse_outage(Response(page.url, status=503), page).status == 503

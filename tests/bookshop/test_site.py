@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import subprocess
 import sys
@@ -95,6 +96,20 @@ def test_the_services_want_to_see_a_card(site: Site) -> None:
 
 def test_a_flaky_service_answers_503_every_other_time(site: Site) -> None:
     assert [reviews_of(site, "reviews_flaky")[0] for _ in range(4)] == [503, 200, 503, 200]
+
+
+def test_a_stuck_service_answers_every_other_time() -> None:
+    site = serve(20, delay=0, port=0)
+    address = urlsplit(site.url)
+    server = (str(address.hostname), int(address.port or 0))
+    path = f"/api/reviews/{volume_in(site, 'reviews_stuck').upc}.json"
+    with socket.create_connection(server, 10) as one, socket.create_connection(server, 10) as two:
+        for client in (one, two):
+            client.sendall(f"GET {path} HTTP/1.0\r\nX-Reader-Card: bookshop\r\n\r\n".encode())
+        (answered,), _, _ = select.select([one, two], [], [], 10)
+        assert answered.recv(4096).startswith(b"HTTP/1.0 200")
+        site.close()
+        assert (two if answered is one else one).recv(1) == b""
 
 
 def test_a_service_that_is_down_stays_down(site: Site) -> None:

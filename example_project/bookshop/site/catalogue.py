@@ -24,6 +24,7 @@ DEFAULT_TROUBLES: Mapping[str, float] = {
     # The review service, which is slow for all.
     "reviews_missing": 0.05,  # 404
     "reviews_flaky": 0.10,  # 503 every other time
+    "reviews_stuck": 0.02,  # no answer every other time
     "reviews_down": 0.04,  # 503 always
     "reviews_broken": 0.04,  # no JSON
     "review_spam": 0.08,
@@ -49,9 +50,12 @@ _GROUPS = (
         "reviews_broken",
         "review_spam",
         "review_stars",
+        "reviews_stuck",
     ),
     ("offers_broken", "unknown_seller"),
 )
+
+_EBOOK_EVERY = 6  # books, one is an e-book
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Volume:
     stock: int
     upc: str
     description: str
+    file: str = ""  # of an e-book: its format and size
     reviews: tuple[Mapping[str, Any], ...] = ()
     offers: tuple[Mapping[str, Any], ...] = ()
     troubles: frozenset[str] = field(default_factory=frozenset)
@@ -136,6 +141,7 @@ def _make_volume(seed: int, number: int) -> Volume:
             {"seller": key, "price": f"£{random.randint(800, 6500) / 100:.2f}"}
             for key, _, _ in random.sample(SELLERS, random.randint(1, 3))
         ),
+        file="" if number % _EBOOK_EVERY else f"EPUB, {random.randint(5, 90) / 10} MB",
     )
 
 

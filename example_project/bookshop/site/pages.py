@@ -161,12 +161,14 @@ def _table(volume: Volume) -> str:
     price = "n/a" if "no_price" in volume.troubles else f"£{volume.price}"
     rows = {
         "UPC": volume.upc,
-        "Product Type": "Books",
+        "Product Type": "E-books" if volume.file else "Books",
         "Price (excl. tax)": price,
         "Price (incl. tax)": price,
         "Tax": "£0.00",
         "Number of reviews": str(len(volume.reviews)),
     }
+    if volume.file:
+        rows["File"] = volume.file
     if "no_upc" in volume.troubles:
         del rows["UPC"]
     return "".join(

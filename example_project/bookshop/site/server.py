@@ -150,7 +150,9 @@ class _Handler(BaseHTTPRequestHandler):
         # The service is slow; whoever closes the site does not wait for it.
         self.server.closing.wait(self.server.delay)
         is_odd = self.server.times_asked(upc) % 2 == 1
-        if "reviews_missing" in volume.troubles:
+        if "reviews_stuck" in volume.troubles and is_odd:
+            self.server.closing.wait()
+        elif "reviews_missing" in volume.troubles:
             self._answer_json({"error": "no reviews"}, HTTPStatus.NOT_FOUND)
         elif "reviews_down" in volume.troubles or ("reviews_flaky" in volume.troubles and is_odd):
             self._answer_json({"error": "busy"}, HTTPStatus.SERVICE_UNAVAILABLE)

@@ -11,7 +11,7 @@ from scrapy.spidermiddlewares.httperror import HttpError
 from twisted.python.failure import Failure
 
 from bookshop.downloads import FRESH
-from bookshop.items import Book
+from bookshop.items import Book, Ebook
 from bookshop.site import Site, serve
 
 
@@ -83,7 +83,7 @@ class BooksSpider(Spider):
         }
         description = response.css("#product_description + p")
         rating = main.css(".star-rating").attrib.get("class", "")
-        yield Book(
+        book = Book(
             url=response.url,
             title=main.css("h1::text").get(""),
             upc=table.get("UPC"),
@@ -98,6 +98,9 @@ class BooksSpider(Spider):
             reviews_url=response.css("#reviews").attrib.get("data-source", ""),
             offers_url=response.css("#offers").attrib.get("data-source", ""),
         )
+        if table.get("Product Type") == "E-books":
+            book = Ebook(**vars(book), file_text=table.get("File", ""))
+        yield book
 
     def lose_page(self, failure: Failure) -> None:
         """Note a page that is not to be had."""
