@@ -223,7 +223,8 @@ class Stack:
 
     def _mark(self, step: Step, error: BaseException) -> None:
         """Note on *error*, which came out of *step*, the path of the step where it rose."""
-        inner = step_of(error) if is_stack(step.source) else None
+        holds_stack = is_stack(step.source) or is_stack(getattr(step.source, "bound", None))
+        inner = step_of(error) if holds_stack else None
         below = f"/{inner.partition('/')[2]}" if inner and "/" in inner else ""
         mark_step(error, f"{self.name}/{step.name}{below}")
 

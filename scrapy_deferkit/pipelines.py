@@ -29,7 +29,8 @@ class StackPipeline:
     setting = "DEFERKIT_STACK"
 
     def __init__(self, bound: Stack) -> None:
-        self._bound = bound
+        """Take the stack that runs in the crawler; a failure's path goes on into it."""
+        self.bound = bound
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
@@ -53,15 +54,15 @@ class StackPipeline:
 
     async def open_spider(self) -> None:
         """Open the components in the stack."""
-        await self._bound.open()
+        await self.bound.open()
 
     def process_item(self, item: Any) -> Any:
         """Give, once awaited, the item that the stack makes of *item*."""
-        return self._bound(item)
+        return self.bound(item)
 
     async def close_spider(self) -> None:
         """Close the components in the stack."""
-        await self._bound.close()
+        await self.bound.close()
 
 
 class ChainPipeline(StackPipeline):

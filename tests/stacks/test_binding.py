@@ -17,6 +17,7 @@ from scrapy_deferkit import (
     Each,
     Parallel,
     StackConfigError,
+    StackPipeline,
     Tolerant,
     step_of,
 )
@@ -161,6 +162,17 @@ async def test_pipelines_are_built_by_from_crawler_and_get_the_item_only() -> No
         Chain(Pipeline), [{}], "response", crawler=mock_crawler({"BOT_NAME": "shop"})
     )
     assert run.scraped == [{"by": "shop"}]
+
+
+async def test_the_path_of_a_step_goes_into_a_stack_pipeline() -> None:
+    def fail(item: Any) -> Any:
+        raise Broken
+
+    class Inner(StackPipeline):
+        stack = Chain(Chain(fail, name="deep"), name="inner")
+
+    run = await run_stack(Chain(Inner, name="outer"), [{}])
+    assert [failed.step for failed in run.failed] == ["outer/Inner/deep/fail"]
 
 
 async def test_a_component_without_process_item_is_called() -> None:
