@@ -218,6 +218,8 @@ class Parallel(Stack):
         **kwargs: Any,
     ) -> Any:
         def fail(failure: Failure) -> Failure:
+            if failed:  # nobody hears of it, and it may carry the first one's exception
+                return failure
             failed.append(step)
             failure = _not_cancelled(failure)
             self._mark(step, _error_of(failure))
