@@ -12,6 +12,7 @@ value is waited for is the *face*'s business:
 from __future__ import annotations
 
 import types
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import (
@@ -95,8 +96,10 @@ class Steps(tuple["Callback", ...]):  # noqa: SLOT001 - what it stands for hangs
 class Face(Protocol):
     """How a pending value is waited for, and how a Failure leaves the engine."""
 
-    is_cancelled: bool
-    """Whether what runs has been cancelled from within one of its callbacks."""
+    @property
+    def scope(self) -> Scope | None:
+        """What cancels the work that runs, and whatever it has begun."""
+        ...
 
     @property
     def cancelled(self) -> tuple[type[BaseException], ...]:
@@ -110,14 +113,60 @@ class Face(Protocol):
         """Return *failure* as the result, or raise it."""
 
 
+class Scope:
+    """Work that may be cancelled, and what runs in it: stacks in it go no further then.
+
+    Cancelling a Deferred or a task throws an exception into what it waits for, and on a Twisted
+    reactor any ``except Exception`` there swallows it; the scope remembers.
+    """
+
+    __slots__ = ("_is_cancelled", "_parent")
+
+    def __init__(self) -> None:
+        self._parent = _scope.get()
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """Let nothing in the scope go on to its next step."""
+        self._is_cancelled = True
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether this scope, or one around it, is cancelled."""
+        return self._is_cancelled or (self._parent is not None and self._parent.is_cancelled)
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call *function* in the scope; what is pending is begun in it, and given as a Deferred."""
+        token = _scope.set(self)
+        try:
+            result = function(*args, **kwargs)
+            return to_deferred(result) if is_pending(result) else result
+        finally:
+            _scope.reset(token)
+
+
+_scope: ContextVar[Scope | None] = ContextVar("deferkit_scope", default=None)
+
+
+def is_cancelled() -> bool:
+    """Tell whether the work that this is part of has been cancelled."""
+    scope = _scope.get()
+    return scope is not None and scope.is_cancelled
+
+
 class _CoroutineFace:
     cancelled = CANCELLED
-    is_cancelled = False
+
+    @property
+    def scope(self) -> Scope | None:
+        return _scope.get()
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         return _settle(pending, to_awaitable) if isinstance(pending, Deferred) else pending
 
     def leave(self, failure: Failure) -> Any:
+        if isinstance(failure.value, StopIteration):
+            raise _not_stopping(failure.value) from failure.value
         failure.raiseException()
 
 
@@ -127,12 +176,15 @@ class DeferredFace:
     # Here a cancelled callback is a failure like another, as in a chain of Deferreds: cancelling
     # the whole is start()'s, which runs nothing further.
     cancelled: tuple[type[BaseException], ...] = ()
-    is_cancelled = False
+
+    scope: Scope | None = None  # from the first wait on
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         """Wait for *pending*; cancel it where its own callback has cancelled what runs."""
-        deferred = to_deferred(pending)
-        if self.is_cancelled:
+        if self.scope is None:
+            self.scope = Scope()
+        deferred: Deferred[Any] = self.scope.run(to_deferred, pending)
+        if self.scope.is_cancelled:
             deferred.cancel()
         return _settle(deferred, _as_it_is)
 
@@ -202,7 +254,8 @@ def _rest(
             result.callback(outcome)
 
     def cancel(_: Deferred[Any]) -> None:
-        face.is_cancelled = True
+        assert face.scope is not None
+        face.scope.cancel()
         waiting.cancel()
 
     result: Deferred[Any] = Deferred(cancel)
@@ -225,26 +278,42 @@ async def chain(
         return face.leave(value)
     position = -1
     extra = bool(args or kwargs)
+    scope: Scope | None = None
     waited = False
     try:
         for callback in callbacks:
-            if waited and face.is_cancelled:
+            if scope is not None and scope.is_cancelled:
                 raise CancelledError
             position += 1
             value = callback(value, *args, **kwargs) if extra else callback(value)
-            if _KINDS[type(value)]:
-                if is_pending(value):
-                    waited = True
+            kind = _KINDS[type(value)]
+            if kind:
+                while kind >= _GENERATOR and is_pending(value):
                     value = await face.wait(value)
+                    kind = _KINDS[type(value)]
+                    if not waited:  # before it, nobody could cancel
+                        waited, scope = True, face.scope
                 if isinstance(value, Failure):
                     return face.leave(value)
                 if value is None and isinstance(callbacks, Steps):
                     raise callbacks.nothing_returned(position)
+    except StopIteration as stop:
+        if not face.cancelled:
+            return Failure()
+        error = _not_stopping(stop)
+        if isinstance(callbacks, Steps):
+            callbacks.failed(position, error)
+        raise error from stop
     except Exception as error:
         if isinstance(callbacks, Steps):
             callbacks.failed(position, error)
         raise
     return value
+
+
+def _not_stopping(_: StopIteration) -> RuntimeError:
+    """Make an exception that a coroutine may raise of one that would end it."""
+    return RuntimeError("a callback raised StopIteration (from a next() without a default?)")
 
 
 async def chain_both(
@@ -261,7 +330,8 @@ async def chain_both(
     before its own.
     """
     for callback, errback in zip(callbacks, errbacks, strict=True):
-        if face.is_cancelled:
+        scope = face.scope
+        if scope is not None and scope.is_cancelled:
             raise CancelledError
         handler = errback if isinstance(value, Failure) else callback
         if handler is None:
@@ -280,7 +350,7 @@ async def _call(
         raise
     except BaseException:
         return Failure()
-    if is_pending(result):
+    while is_pending(result):
         try:
             result = await face.wait(result)
         except GeneratorExit:
@@ -389,6 +459,18 @@ def shield(pending: Awaitable[Any]) -> Deferred[Any]:
     return result
 
 
+async def granted(waiting: Deferred[Any], give_back: Callable[[], object]) -> None:
+    """Wait for what *waiting* grants; cancelled when it has just been granted, give it back."""
+    grants: list[bool] = []
+    waiting.addCallback(lambda _: grants.append(True))
+    try:
+        await resolve(waiting)
+    except BaseException:
+        if grants:
+            give_back()
+        raise
+
+
 async def cancel_and_wait(deferreds: Iterable[Deferred[Any]]) -> None:
     """Cancel *deferreds*, whose results are nobody's any more, and wait until all have ended."""
     cancelled = tuple(deferreds)
@@ -416,6 +498,7 @@ class Workers:
         self._taking: Deferred[Any] | None = None
         self._wake: Gate | None = None
         self._is_over = False
+        self._scope = Scope()
         self.outcomes: list[tuple[bool, Any]] = [(True, self._work)] * count
 
     def turns(self) -> Iterator[Deferred[Any] | None]:
@@ -454,14 +537,20 @@ class Workers:
                 else:
                     await turn()
                 until = monotonic() + 0.01
-        except BaseException:
+        except GeneratorExit:  # nothing can be waited for any more
             self.cancel()
+            raise
+        except BaseException:
+            running = tuple(self._running.values())
+            self.cancel()
+            await cancel_and_wait(running)
             raise
         return self.outcomes
 
     def cancel(self) -> None:
         """Cancel what is outstanding and take nothing more."""
         self._end()
+        self._scope.cancel()
         if self._taking is not None:
             self._taking.cancel()
         for deferred in tuple(self._running.values()):
@@ -490,7 +579,7 @@ class Workers:
         if self._is_over:
             return
         try:
-            result = work(on)
+            result = self._scope.run(work, on)
         except BaseException as error:
             # next() alone ends with StopIteration: the generator makes another of a call's own.
             if work is not next or not isinstance(error, StopIteration):
@@ -532,7 +621,7 @@ def cooperate(workers: Workers) -> Deferred[list[tuple[bool, Any]]]:
 
 async def resolve(value: Any) -> Any:
     """Give *value* once it is no longer pending; raise it where it is a Failure."""
-    if is_pending(value):
+    while is_pending(value):
         value = await COROUTINE.wait(value)
     return COROUTINE.leave(value) if isinstance(value, Failure) else value
 
@@ -563,12 +652,12 @@ async def ordered(
         results.put((result,))
 
     async def take() -> None:
-        await resolve(room.acquire())
+        await granted(room.acquire(), room.release)
         put(result)
-        await resolve(room.acquire())
+        await granted(room.acquire(), room.release)
         async for element in source:
             put(call(element))
-            await resolve(room.acquire())
+            await granted(room.acquire(), room.release)
 
     def end(outcome: Any) -> Any:
         results.put(())

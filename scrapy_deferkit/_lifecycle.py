@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scrapy import signals
 
-from ._runtime import spawn
+from ._runtime import spawn, turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,7 +32,9 @@ class Lifecycle:
         self._stacks = tuple(stacks)
         self._opened: list[Stack] = []
         crawler.signals.connect(self._open, signals.spider_opened)
+        crawler.signals.connect(self._give_up, signals.engine_started)
         crawler.signals.connect(self._close, signals.spider_closed)
+        self._has_failed = False
 
     async def _open(self) -> None:
         for stack in self._stacks:
@@ -44,9 +46,26 @@ class Lifecycle:
                     stack,
                     extra={"spider": self._crawler.spider},
                 )
-                close_spider(self._crawler, "stack_not_opened")
+                self._has_failed = True
                 return
             self._opened.append(stack)
+
+    def _give_up(self) -> None:
+        if self._has_failed and self._crawler.engine is not None:
+            self._crawler.engine.pause()  # nothing is downloaded any more
+            spawn(self._close_when_running(), self._log)
+
+    async def _close_when_running(self) -> None:
+        # Closed before it runs, the engine would never be stopped.
+        engine = self._crawler.engine
+        assert engine is not None
+        while engine.spider is not None and not engine.running:
+            await turn()
+        if engine.spider is not None:
+            await engine.close_spider_async(reason="stack_not_opened")
+
+    def _log(self, failure: Failure) -> None:
+        log_failed_close(self._crawler, "stack_not_opened", failure)
 
     async def _close(self) -> None:
         for stack in reversed(self._opened):
@@ -61,15 +80,19 @@ class Lifecycle:
 
 def close_spider(crawler: Crawler, reason: str) -> None:
     """Have the crawl closed with *reason*, beside what is running now: waiting would deadlock."""
-
-    def log(failure: Failure) -> None:
-        logger.error(
-            "closing the spider (%s) failed: %s",
-            reason,
-            failure.value,
-            extra={"spider": crawler.spider},
-        )
-
     engine = crawler.engine
     assert engine is not None
-    spawn(engine.close_spider_async(reason=reason), log)
+    spawn(
+        engine.close_spider_async(reason=reason),
+        lambda failure: log_failed_close(crawler, reason, failure),
+    )
+
+
+def log_failed_close(crawler: Crawler, reason: str, failure: Failure) -> None:
+    """Log that closing the spider failed; nobody waits for it."""
+    logger.error(
+        "closing the spider (%s) failed: %s",
+        reason,
+        failure.value,
+        extra={"spider": crawler.spider},
+    )

@@ -110,6 +110,18 @@ def uses_asyncio() -> bool | None:
         return None
 
 
+def is_asked_for(cancellation: BaseException) -> bool:
+    """Tell whether *cancellation*, just caught, may be meant for what runs here.
+
+    Only asyncio can tell, from Python 3.11 on: a ``CancelledError`` in a task that nobody has
+    cancelled comes from something that the task was waiting for.
+    """
+    if not isinstance(cancellation, asyncio.CancelledError) or not uses_asyncio():
+        return True
+    cancelling = getattr(asyncio.current_task(), "cancelling", None)
+    return cancelling is None or cancelling() > 0
+
+
 def to_deferred(awaitable: Awaitable[_T]) -> Deferred[_T]:
     """Start *awaitable* and give a Deferred of its result; a Deferred is given back as it is.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from scrapy.exceptions import CloseSpider, DropItem
 from twisted.internet.defer import DeferredLock
 
-from ._engine import Steps, resolve
+from ._engine import Steps, granted
 from ._runtime import CANCELLED
 from .defer import process_chain_async
 from .exceptions import (
@@ -17,10 +17,20 @@ from .exceptions import (
     DeferKitError,
     NoItemReturned,
     StackConfigError,
+    StepCancelled,
     mark_step,
     step_of,
 )
-from .processor import Step, check, is_stack, make_step, needs_crawler
+from .processor import (
+    Step,
+    check,
+    is_coroutine_function,
+    is_stack,
+    make_step,
+    name_of,
+    needs_crawler,
+    release,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -52,7 +62,7 @@ class Stack:
 
     def __init__(self, processors: Iterable[Any], name: str | None) -> None:
         self.name = type(self).__name__ if name is None else name
-        if not self.name or "/" in self.name:
+        if not isinstance(self.name, str) or not self.name or "/" in self.name:
             raise StackConfigError(
                 f"{type(self).__name__}(name={name!r}): a name is text without a slash"
             )
@@ -62,6 +72,7 @@ class Stack:
         self._parent: Stack | None = None
         self._place = self.name
         self._opened = 0
+        self._is_binding = False
         self._lock = DeferredLock()
         for processor in self._processors:
             check(processor, str(self))
@@ -79,7 +90,7 @@ class Stack:
         kind = type(self).__name__
         return kind if self.name == kind else f"{kind} {self.name!r}"
 
-    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         """Process *item*: give, once awaited, the item to go on with.
 
         The extra arguments go to every processor and errback, but not to Scrapy pipelines.
@@ -130,8 +141,17 @@ class Stack:
             bound._crawler = crawler
             bound._lock = DeferredLock()
             bound._parent = None
-            bound._begin()
-            bound._set_up(crawler)
+            if description._is_binding:
+                raise StackConfigError(f"{self} contains itself, by the import path of a stack")
+            description._is_binding = True
+            try:
+                bound._begin()
+                bound._set_up(crawler)
+            except BaseException:
+                bound._release_claims()
+                raise
+            finally:
+                description._is_binding = False
             running[id(description)] = bound
         return bound
 
@@ -151,6 +171,14 @@ class Stack:
         self.steps = tuple(steps)
         self._arrange()
 
+    def _release_claims(self) -> None:
+        """Let component instances go that have not been opened."""
+        for processor in (*self._processors, *(step.source for step in self.steps or ())):
+            if not is_stack(processor):
+                release(processor)
+            elif processor is not self:
+                processor._release_claims()
+
     async def open(self) -> None:
         """Open every component in the stack, in order; the first of several calls does it.
 
@@ -159,7 +187,7 @@ class Stack:
         crawler = self._crawler
         if crawler is None:
             raise DeferKitError(f"{self} is not bound: open stack.bind(crawler), not the stack")
-        await resolve(self._lock.acquire())
+        await granted(self._lock.acquire(), self._lock.release)
         try:
             if not self._opened:
                 await self._open_steps(crawler)
@@ -174,6 +202,7 @@ class Stack:
                 await step.open(crawler)
             except BaseException as error:
                 self._mark(step, error)
+                self._release_claims()
                 for failure in await _close(opened, crawler):
                     logger.error(
                         "%s: closing after %s could not be opened: %r", self, step.name, failure
@@ -189,7 +218,7 @@ class Stack:
         """
         if self._crawler is None:
             raise DeferKitError(f"{self} is not bound: close stack.bind(crawler), not the stack")
-        await resolve(self._lock.acquire())
+        await granted(self._lock.acquire(), self._lock.release)
         try:
             if not self._opened:
                 return
@@ -221,6 +250,14 @@ class Stack:
         """Tell how many arguments the step at *position* gets before the extra ones."""
         return 1
 
+    def _own(self, part: str, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function of the stack's own, such as its ``copy``: what it raises has a path."""
+        try:
+            return function(*args)
+        except Exception as error:
+            mark_step(error, f"{self.name}/{part}")
+            raise
+
     def _mark(self, step: Step, error: BaseException) -> None:
         """Note on *error*, which came out of *step*, the path of the step where it rose."""
         holds_stack = is_stack(step.source) or is_stack(getattr(step.source, "bound", None))
@@ -232,7 +269,7 @@ class Stack:
         """Give what calls *step* alone, with the stack's rules for what it returns and raises."""
         calls = StepCalls.of(self, [step])
 
-        def run(item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+        def run(item: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
             if args or kwargs:
                 return process_chain_async(calls, item, *args, **kwargs)
             return process_chain_async(calls, item)
@@ -240,11 +277,11 @@ class Stack:
         return run
 
     def _handle(
-        self, step: Step, failure: Failure, item: Any, *args: Any, **kwargs: Any
+        self, step: Step, failure: Failure, item: Any, /, *args: Any, **kwargs: Any
     ) -> Coroutine[Any, Any, Any]:
         """Call the errback *step*; *failure*, raised again, stays where it rose."""
 
-        def call(item: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(item: Any, /, *args: Any, **kwargs: Any) -> Any:
             return step.call(failure, item, *args, **kwargs)
 
         calls = StepCalls.of(self, [Step(step.name, call, step.source)])
@@ -295,6 +332,38 @@ class StepCalls(Steps):
     def nothing_returned(self, position: int) -> Exception:
         """Say which step returned no item."""
         return nothing_returned(f"{self.stack.name}/{self.steps[position].name}")
+
+
+def cancelled_from_within(error: BaseException | None) -> StepCancelled:
+    """Make a failure of a cancellation that nobody above the step has asked for.
+
+    Passed on, it would look as if the item were cancelled, and Scrapy would lose it unheard.
+    """
+    replacement = StepCancelled("the step was cancelled from within")
+    replacement.__cause__ = error
+    if error is not None and (path := step_of(error)) is not None:
+        mark_step(replacement, path)
+    return replacement
+
+
+def refuse_passing(on: Any, owner: str) -> None:
+    """Raise :exc:`StackConfigError` where *on* names what passes through every stack."""
+    for cls in on if isinstance(on, tuple) else (on,):
+        if issubclass(cls, PASSING):
+            raise StackConfigError(
+                f"{owner}(on={cls.__name__}): it passes through every stack untouched, and is "
+                "never handled; name failures"
+            )
+
+
+def check_function(value: Any, argument: str, meaning: str) -> None:
+    """Raise :exc:`StackConfigError` where *value* is not a plain function, as *argument* wants."""
+    if not callable(value):
+        raise StackConfigError(f"{argument}={value!r}: {meaning}")
+    if is_coroutine_function(value):
+        raise StackConfigError(
+            f"{argument}={name_of(value)}: {meaning}; {name_of(value)} is a coroutine function"
+        )
 
 
 def is_number_above_zero(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scrapy.exceptions import DropItem
 
 from ._runtime import now
-from ._stack import PASSING, Policy, is_number_above_zero
+from ._stack import PASSING, Policy, check_function, is_number_above_zero
 from .exceptions import CircuitOpen, StackConfigError
 
 if TYPE_CHECKING:
@@ -66,10 +66,8 @@ class CircuitBreaker(Policy):
             raise StackConfigError(
                 f"CircuitBreaker(open_for={open_for!r}): open_for is a time in seconds above 0"
             )
-        if key is not None and not callable(key):
-            raise StackConfigError(
-                f"CircuitBreaker(key={key!r}): key= is a function of the item, or None"
-            )
+        if key is not None:
+            check_function(key, "CircuitBreaker: key", "key= is a function of the item, or None")
         self._failure_rate = failure_rate
         self._window = window
         self._min_calls = min_calls
@@ -81,13 +79,12 @@ class CircuitBreaker(Policy):
         self._only = _Circuit(self._window)
         self._circuits: OrderedDict[Any, _Circuit] = OrderedDict()
 
-    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._require_ready()
         if self._key is None:
             key, circuit = None, self._only
         else:
-            key = self._key(item)
-            circuit = self._circuit(key)
+            key, circuit = self._own("key", self._circuit_of, item)
         if circuit.state is not _CLOSED:
             self._let_probe_through(circuit, key)
         turn = circuit.turn
@@ -108,7 +105,9 @@ class CircuitBreaker(Policy):
         self._note(circuit, key, turn, failed=False)
         return result
 
-    def _circuit(self, key: Any) -> _Circuit:
+    def _circuit_of(self, item: Any) -> tuple[Any, _Circuit]:
+        assert self._key is not None
+        key = self._key(item)
         circuit = self._circuits.get(key)
         if circuit is None:
             circuit = self._circuits[key] = _Circuit(self._window)
@@ -116,7 +115,7 @@ class CircuitBreaker(Policy):
                 self._circuits.popitem(last=False)
         else:
             self._circuits.move_to_end(key)
-        return circuit
+        return key, circuit
 
     def _let_probe_through(self, circuit: _Circuit, key: Any) -> None:
         left = circuit.opened + self._open_for - now()
@@ -124,7 +123,8 @@ class CircuitBreaker(Policy):
             self._change(circuit, key, _HALF_OPEN)
         if circuit.state is _OPEN or circuit.is_probing:
             self._count("rejected")
-            raise CircuitOpen(f"{self.path}/{self._step.name}", key, max(0.0, left))
+            wait = left if circuit.state is _OPEN else None
+            raise CircuitOpen(f"{self.path}/{self._step.name}", key, wait)
         circuit.is_probing = True
 
     def _note(self, circuit: _Circuit, key: Any, turn: int, *, failed: bool) -> None:
@@ -136,7 +136,7 @@ class CircuitBreaker(Policy):
             return
         circuit.add(failed)
         calls = len(circuit.calls)
-        if failed and calls >= self._min_calls and circuit.failures >= self._failure_rate * calls:
+        if calls >= self._min_calls and circuit.failures / calls >= self._failure_rate:
             self._change(circuit, key, _OPEN)
 
     def _change(self, circuit: _Circuit, key: Any, state: str) -> None:

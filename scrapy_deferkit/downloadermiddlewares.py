@@ -101,10 +101,13 @@ class StackDownloaderMiddleware:
         return mark is not None and mark == self._fingerprint(request)
 
     def _take_place_of(self, request: Request, replacement: Request) -> None:
-        mark = replacement.meta[_REPLACEMENT] = self._fingerprint(replacement)
-        if mark == self._fingerprint(request):
-            # The duplicate filter knows this request already, as the one that it replaces.
-            replacement.dont_filter = True
+        replacement.meta[_REPLACEMENT] = self._fingerprint(replacement)
+        self._let_through_filter(request, replacement)
+
+    def _let_through_filter(self, request: Request, following: Request) -> None:
+        if self._fingerprint(following) == self._fingerprint(request):
+            # The duplicate filter knows it already, as the request that it follows.
+            following.dont_filter = True
 
     async def process_response(self, request: Request, response: Response) -> Request | Response:
         """Run *response* through the response chain."""
@@ -113,7 +116,10 @@ class StackDownloaderMiddleware:
         if request in self._recovered:  # an errback made it: it has been through the chain
             self._recovered.discard(request)
             return response
-        return _checked(await self._responses(response, request))
+        result = _checked(await self._responses(response, request))
+        if isinstance(result, Request):
+            self._let_through_filter(request, result)
+        return result
 
     async def process_exception(
         self, request: Request, exception: Exception
@@ -129,6 +135,8 @@ class StackDownloaderMiddleware:
             raise
         if isinstance(result, Response):
             self._recovered.add(request)
+        else:
+            self._let_through_filter(request, result)
         return result
 
 
@@ -191,7 +199,7 @@ class ResponseChain(Stack):
 
         return errback
 
-    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         if self.steps is None:
             raise self._not_ready()
         return process_chain_both_async(self._callbacks, self._errbacks, item, *args, **kwargs)

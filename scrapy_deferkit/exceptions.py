@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,21 +38,27 @@ class StepTimeout(DeferKitError, TimeoutError):
         self.seconds = seconds
         super().__init__(f"{step} did not end within {seconds:g} s")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.seconds), self.__dict__
+
 
 class CircuitOpen(DeferKitError):
     """A ``CircuitBreaker`` is open, and its step was not called.
 
-    ``retry_after`` is the time in seconds until it may be tried again; a ``Retry`` heeds it.
+    ``retry_after`` is the time in seconds until it may be tried again, which a ``Retry`` heeds;
+    ``None`` while another item is the probe.
     """
 
-    def __init__(self, step: str, key: object, retry_after: float) -> None:
+    def __init__(self, step: str, key: object, retry_after: float | None) -> None:
         self.step = step
         self.key = key
         self.retry_after = retry_after
         which = "" if key is None else f" for {key!r}"
-        super().__init__(
-            f"the circuit breaker of {step} is open{which}; next try in {retry_after:g} s"
-        )
+        when = "a probe is under way" if retry_after is None else f"next try in {retry_after:g} s"
+        super().__init__(f"the circuit breaker of {step} is open{which}; {when}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.key, self.retry_after), self.__dict__
 
 
 class NoRoute(DeferKitError):
@@ -68,7 +74,11 @@ class ClosingError(DeferKitError):
     def __init__(self, stack: str, errors: Sequence[BaseException]) -> None:
         self.errors: tuple[BaseException, ...] = tuple(errors)
         listed = "; ".join(f"{type(error).__name__}: {error}" for error in self.errors)
+        self.stack = stack
         super().__init__(f"{stack}: {len(self.errors)} failed to close: {listed}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.stack, self.errors), self.__dict__
 
 
 def step_of(error: BaseException) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,11 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
     >>> merge_changes({"title": " A ", "n": 1}, [{"title": "A", "n": 1}, {"title": " A ", "n": 2}])
     {'title': 'A', 'n': 2}
     """
+    if not is_item(item):
+        raise DeferKitError(
+            f"merge_changes works on items with fields; got {_shown(item)} "
+            f"({type(item).__name__}): give the Parallel merge= that decides"
+        )
     before = _fields(item)
     changes: dict[str, Any] = {}
     for position, result in enumerate(results, start=1):
@@ -220,7 +226,11 @@ def _is_frozen_model(item: Any, changes: Iterable[str], deleted: Iterable[str]) 
 
 
 def _rebuild(item: Any, changes: Mapping[str, Any], deleted: Iterable[str]) -> Any:
-    if dataclasses.is_dataclass(item):
+    if not _takes_by_constructor(item, changes):
+        rebuilt = copy.copy(item)
+        for field, value in changes.items():
+            object.__setattr__(rebuilt, field, value)
+    elif dataclasses.is_dataclass(item):
         rebuilt = dataclasses.replace(item, **changes)  # type: ignore[type-var]
     else:
         from attr import evolve  # attrs is there when its items are
@@ -231,11 +241,33 @@ def _rebuild(item: Any, changes: Mapping[str, Any], deleted: Iterable[str]) -> A
     return rebuilt
 
 
+def _takes_by_constructor(item: Any, fields: Iterable[str]) -> bool:
+    """Tell whether a changed copy of *item* can be made by its constructor.
+
+    It cannot where a field is not an argument of it, or an argument is not a field.
+    """
+    arguments = inspect.signature(type(item)).parameters
+    return all(field in arguments for field in fields) and all(
+        hasattr(item, argument) for argument in arguments
+    )
+
+
 def _is_same(value: Any, other: Any) -> bool:
     if value is other:
         return True
+    if type(value) is not type(other):
+        return False
+    # What is copied is compared as it is copied: what is shared in it is the same by identity.
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(
+            _is_same(value[key], other[key]) for key in value
+        )
+    if isinstance(value, list):
+        return len(value) == len(other) and all(map(_is_same, value, other))
+    if is_item(value):
+        return _is_same(_fields(value), _fields(other))
     try:
-        return type(value) is type(other) and bool(value == other)
+        return bool(value == other)
     except Exception:  # an array, say, has no one truth: take it as changed
         return False
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from scrapy.exceptions import NotConfigured
 
 from ._config import Config, blaming
+from ._runtime import CANCELLED, is_asked_for
+from ._stack import cancelled_from_within
 from .exceptions import StackConfigError
 from .processor import stack_at
 from .stacks import Chain, Each, Parallel, Tolerant
@@ -56,9 +58,15 @@ class StackPipeline:
         """Open the components in the stack."""
         await self.bound.open()
 
-    def process_item(self, item: Any) -> Any:
-        """Give, once awaited, the item that the stack makes of *item*."""
-        return self.bound(item)
+    async def process_item(self, item: Any) -> Any:
+        """Give the item that the stack makes of *item*."""
+        try:
+            return await self.bound(item)
+        except CANCELLED as error:
+            if is_asked_for(error):
+                raise
+            # Scrapy would take it for its own, and lose the item unheard.
+            raise cancelled_from_within(error) from error
 
     async def close_spider(self) -> None:
         """Close the components in the stack."""

@@ -14,9 +14,18 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
 
-from ._engine import Gate, is_pending, resolve
-from ._runtime import Timer, now, sleep, to_deferred
-from ._stack import PASSING, Policy, Stack, is_number_above_zero, nothing_returned
+from ._engine import Gate, Scope, granted, is_cancelled, is_pending, resolve, settled
+from ._runtime import CANCELLED, Timer, monotonic, now, sleep, to_deferred
+from ._stack import (
+    PASSING,
+    Policy,
+    Stack,
+    cancelled_from_within,
+    check_function,
+    is_number_above_zero,
+    nothing_returned,
+    refuse_passing,
+)
 from .exceptions import StackConfigError, StepTimeout, add_notes, step_of
 from .merge import copy_item
 
@@ -67,6 +76,10 @@ class Retry(Policy):
                 "Retry: on= is required, since trying everything again hides mistakes; give the "
                 "exceptions that may pass, as in Retry(fetch, on=(OSError, StepTimeout))"
             )
+        if _is_exceptions(on):
+            refuse_passing(on, "Retry")
+        elif not isinstance(on, (type, tuple)) and callable(on):
+            check_function(on, "Retry: on", "a predicate is a function of the exception")
         if not _is_exceptions(on) and (isinstance(on, (type, tuple)) or not callable(on)):
             raise StackConfigError(
                 f"Retry(on={on!r}): on= is an exception class, a tuple of them, or a function "
@@ -79,7 +92,7 @@ class Retry(Policy):
                 f"Retry(attempts={attempts!r}): attempts is the number of calls in all, 1 or more"
             )
         for argument, value in (("wait", wait), ("stop", stop)):
-            if value is not None and not callable(value):
+            if value is not None and (not callable(value) or isinstance(value, type)):
                 raise StackConfigError(
                     f"Retry({argument}={value!r}): {argument}= is one of tenacity's, such as "
                     f"tenacity.{argument}_{'fixed(2)' if argument == 'wait' else 'after_delay(60)'}"
@@ -88,29 +101,42 @@ class Retry(Policy):
         self._attempts = 3 if attempts is None else attempts
         self._wait = wait
         self._stop = stop
+        check_function(copy, "Retry: copy", "copy= is a function of the item")
         self._copy = copy
         super().__init__([processor], name)
 
-    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._require_ready()
+        began = monotonic()
+        attempt_item = self._own("copy", self._copy, item)
         try:
-            return await self._run(self._copy(item), *args, **kwargs)
+            return await self._run(attempt_item, *args, **kwargs)
         except Exception as error:
             if not self._is_retried(error):
                 raise
             first: list[Exception] = [error]
-        return await self._again(first, item, args, kwargs)
+        return await self._again(first, monotonic() - began, item, args, kwargs)
 
     def _is_retried(self, error: BaseException) -> bool:
-        if isinstance(error, PASSING) or not isinstance(error, Exception):
+        if isinstance(error, PASSING) or not isinstance(error, Exception) or is_cancelled():
             return False
         if _is_exceptions(self._on):
             return isinstance(error, self._on)
-        return bool(self._on(error))
+        try:
+            return bool(self._on(error))
+        except Exception as own:
+            add_notes(error, [f"{self.path}: the function on= failed on it: {own!r}"])
+            return False
 
-    async def _again(self, first: list[Exception], item: Any, args: Any, kwargs: Any) -> Any:
-        """Let tenacity go on after the *first* attempt, which has failed already."""
+    async def _again(
+        self, first: list[Exception], elapsed: float, item: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Let tenacity go on after the *first* attempt, which has failed, and took *elapsed* s."""
         import tenacity
+
+        def count_first_attempt_in(state: RetryCallState) -> None:
+            if state.attempt_number == 1:
+                state.start_time -= elapsed
 
         failures: list[BaseException] = []
 
@@ -119,13 +145,14 @@ class Retry(Policy):
                 if first:
                     raise first.pop()
                 self._count("retried")
-                return await self._run(self._copy(item), *args, **kwargs)
+                return await self._run(self._own("copy", self._copy, item), *args, **kwargs)
             except Exception as error:
                 failures.append(error)
                 raise
 
         retrying = tenacity.AsyncRetrying(
             sleep=sleep,
+            before=count_first_attempt_in,
             stop=self._stop or tenacity.stop_after_attempt(self._attempts),
             wait=_waiting(self._wait or _default_wait()),
             retry=tenacity.retry_if_exception(self._is_retried),
@@ -193,12 +220,13 @@ class Timeout(Policy):
         self._grace = grace
         super().__init__([processor], name)
 
-    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._require_ready()
+        scope = Scope()
         try:
-            result = self._step.call(item, *args, **kwargs)
-            if is_pending(result):
-                result = await self._within_time(to_deferred(result))
+            result = scope.run(self._step.call, item, *args, **kwargs)
+            if isinstance(result, Deferred):
+                result = await self._within_time(result, scope)
             if isinstance(result, Failure):
                 result.raiseException()
             if result is None:
@@ -208,7 +236,7 @@ class Timeout(Policy):
             raise
         return result
 
-    async def _within_time(self, work: Deferred[Any]) -> Any:
+    async def _within_time(self, work: Deferred[Any], scope: Scope) -> Any:
         outcome: list[Any] = []
         gate = Gate([work])
         work.addBoth(outcome.append).addBoth(gate.open)
@@ -219,16 +247,26 @@ class Timeout(Policy):
             nonlocal is_over
             is_over = True
             timers.append(Timer(self._grace, gate.open))
+            scope.cancel()
             work.cancel()
 
         timers.append(Timer(self._seconds, expire))
         try:
             await resolve(gate.deferred)
+        except GeneratorExit:  # nothing can be waited for any more
+            raise
+        except BaseException:
+            scope.cancel()
+            await self._end(work)
+            raise
         finally:
             for timer in timers:
                 timer.cancel()
         if not is_over:
-            return outcome[0]
+            result = outcome[0]
+            if isinstance(result, Failure) and result.check(*CANCELLED):
+                raise cancelled_from_within(result.value)
+            return result
         self._count("timed_out")
         path = f"{self.path}/{self._step.name}"
         if not outcome:
@@ -241,6 +279,17 @@ class Timeout(Policy):
                 self._grace,
             )
         raise StepTimeout(path, self._seconds)
+
+    async def _end(self, work: Deferred[Any]) -> None:
+        """Cancel *work*, and give it its grace to come to an end."""
+        ended = Gate([])
+        work.addBoth(ended.open)
+        work.cancel()
+        timer = Timer(self._grace, ended.open)
+        try:
+            await resolve(ended.deferred)
+        finally:
+            timer.cancel()
 
 
 class Fallback(Stack):
@@ -261,22 +310,25 @@ class Fallback(Stack):
                 f"Fallback takes two processors or more, the first to be tried first; got "
                 f"{len(processors)}"
             )
+        check_function(copy, "Fallback: copy", "copy= is a function of the item")
         self._copy = copy
         super().__init__(processors, name)
 
     def _arrange(self) -> None:
         self._runners = [self._runner(step) for step in self.steps or ()]
 
-    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self.steps is None:
             raise self._not_ready()
         failures: list[Exception] = []
         for run in self._runners:
             try:
-                return await run(self._copy(item), *args, **kwargs)
+                return await run(self._own("copy", self._copy, item), *args, **kwargs)
             except PASSING:
                 raise
             except Exception as error:
+                if is_cancelled():
+                    raise
                 if not failures:
                     self._count("fell_back")
                 failures.append(error)
@@ -299,22 +351,35 @@ class Tap(Policy):
         copy: Callable[[Any], Any] = copy_item,
         name: str | None = None,
     ) -> None:
+        check_function(copy, "Tap: copy", "copy= is a function of the item")
         self._copy = copy
         super().__init__([processor], name)
 
-    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._require_ready()
+        copied = self._own("copy", self._copy, item)
         try:
-            await resolve(self._step.call(self._copy(item), *args, **kwargs))
+            await self._tell(copied, args, kwargs)
         except PASSING as passing:
             if isinstance(passing, Exception):
                 self._mark(self._step, passing)
             raise
         except Exception as error:
+            if is_cancelled():
+                raise
             self._mark(self._step, error)
             self._count("tap_failed")
             self._log(logging.ERROR, "%s failed; the item goes on", self._step.name, exc_info=error)
         return item
+
+    async def _tell(self, item: Any, args: Any, kwargs: Any) -> None:
+        result = self._step.call(item, *args, **kwargs)
+        if is_pending(result):
+            # Apart from this coroutine: a cancellation from within is a failure, not the item's.
+            result = await settled(to_deferred(result))
+            if isinstance(result, Failure) and result.check(*CANCELLED):
+                raise cancelled_from_within(result.value)
+        await resolve(result)
 
 
 class Limit(Policy):
@@ -353,7 +418,7 @@ class Limit(Policy):
         self._slots = DeferredSemaphore(self._concurrency) if self._concurrency else None
         self._bucket = TokenBucket(self._per_second) if self._per_second else None
 
-    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._require_ready()
         slots, bucket = self._slots, self._bucket
         if slots is not None:
@@ -361,27 +426,15 @@ class Limit(Policy):
                 slots.tokens -= 1
             else:
                 self._count("waited")
-                await _granted(slots.acquire(), slots.release)
+                await granted(slots.acquire(), slots.release)
         try:
             if bucket is not None and not bucket.take():
                 self._count("held_back")
-                await _granted(bucket.wait(), bucket.give_back)
+                await granted(bucket.wait(), bucket.give_back)
             return await self._run(item, *args, **kwargs)
         finally:
             if slots is not None:
                 slots.release()
-
-
-async def _granted(waiting: Deferred[Any], give_back: Callable[[], object]) -> None:
-    """Wait for what *waiting* grants; cancelled when it has just been granted, give it back."""
-    granted: list[bool] = []
-    waiting.addCallback(lambda _: granted.append(True))
-    try:
-        await resolve(waiting)
-    except BaseException:
-        if granted:
-            give_back()
-        raise
 
 
 class TokenBucket:

@@ -15,7 +15,7 @@ from scrapy.exceptions import NotConfigured
 from scrapy.pipelines.media import MediaPipeline
 from scrapy.utils.misc import build_from_crawler
 
-from ._engine import resolve, shield
+from ._engine import is_pending, resolve, shield
 from .exceptions import StackConfigError
 
 if TYPE_CHECKING:
@@ -42,12 +42,19 @@ class Step:
             await self.source.open()
         else:
             claim(self.source, crawler)
-            await self._call_hook("open_spider", crawler)
+            if begin_serving(self.source):
+                try:
+                    await self._call_hook("open_spider", crawler)
+                except BaseException:
+                    end_serving(self.source)
+                    raise
 
     async def close(self, crawler: Crawler) -> None:
         """Close what the step holds, as Scrapy closes a pipeline."""
         if is_stack(self.source):
             await self.source.close()
+            return
+        if not end_serving(self.source):
             return
         try:
             await self._call_hook("close_spider", crawler)
@@ -93,6 +100,16 @@ def check(processor: Any, owner: str) -> None:
             f"{owner}: {processor!r} ({type(processor).__name__}) is not a processor; allowed are "
             "a callable, its import path, a Scrapy pipeline (class or instance), and a stack"
         )
+    elif inspect.isclass(processor) and hasattr(processor, "bind") and hasattr(processor, "steps"):
+        raise StackConfigError(
+            f"{owner}: {processor.__name__} is the class of a stack; call it, as in "
+            f"{processor.__name__}(...)"
+        )
+    elif inspect.isgeneratorfunction(processor) or inspect.isasyncgenfunction(processor):
+        raise StackConfigError(
+            f"{owner}: {name_of(processor)} is a generator function, and calling it would run "
+            "none of it; a processor returns one item (several are a spider middleware's work)"
+        )
 
 
 def make_step(processor: Any, crawler: Crawler | None) -> Step:
@@ -133,15 +150,16 @@ def _component_step(name: str, component: Any, crawler: Crawler) -> Step:
     def call_with_spider(item: Any, *_: Any, **__: Any) -> Any:
         return process(item, spider=crawler.spider)
 
+    adapted: Callable[..., Any] = call_with_spider if wants_spider(process) else call
+
     def call_shielded(item: Any, *_: Any, **__: Any) -> Any:
         # Media pipelines share a download between items: cancelled with one of them, it would
         # leave the others waiting for ever.
-        return shield(process(item))
+        result = (call_with_spider if wants_spider(process) else call)(item)
+        return shield(result) if is_pending(result) else result
 
     if isinstance(component, MediaPipeline):
-        adapted: Callable[..., Any] = call_shielded
-    else:
-        adapted = call_with_spider if wants_spider(process) else call
+        adapted = call_shielded
     return Step(name, adapted, component, takes_item_only=True)
 
 
@@ -230,7 +248,20 @@ def wants_spider(method: Callable[..., Any]) -> bool:
     return parameter is not None and parameter.default is parameter.empty
 
 
-_serving: dict[int, tuple[Any, weakref.ref[Crawler]]] = {}
+def is_coroutine_function(function: Any) -> bool:
+    """Tell whether *function* is a coroutine function, or an object that is called as one."""
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - the method itself is asked
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+@dataclass(slots=True)
+class _Serving:
+    component: Any
+    crawler: weakref.ref[Crawler]
+    opened: int = 0
+
+
+_serving: dict[int, _Serving] = {}
 
 
 def claim(component: Any, crawler: Crawler) -> None:
@@ -242,15 +273,37 @@ def claim(component: Any, crawler: Crawler) -> None:
     if not is_component(component):
         return
     claimed = _serving.get(id(component))
-    other = None if claimed is None else claimed[1]()
-    if other is not None and other is not crawler:
+    other = None if claimed is None else claimed.crawler()
+    if other is crawler:
+        return
+    if other is not None:
         raise StackConfigError(
             f"the {type(component).__name__} instance in this stack serves another crawler; put "
             "its class or its import path into the stack, and each crawler gets its own"
         )
-    _serving[id(component)] = (component, weakref.ref(crawler))
+    _serving[id(component)] = _Serving(component, weakref.ref(crawler))
+
+
+def begin_serving(component: Any) -> bool:
+    """Count that *component* is opened; tell whether it is the first time, and to be done."""
+    serving = _serving.get(id(component))
+    if serving is None:
+        return True
+    serving.opened += 1
+    return serving.opened == 1
+
+
+def end_serving(component: Any) -> bool:
+    """Count that *component* is closed; tell whether nothing else has it open."""
+    serving = _serving.get(id(component))
+    if serving is None:
+        return True
+    serving.opened -= 1
+    return serving.opened <= 0
 
 
 def release(component: Any) -> None:
-    """End what :func:`claim` began."""
-    _serving.pop(id(component), None)
+    """End what :func:`claim` began, unless the component is open elsewhere."""
+    serving = _serving.get(id(component))
+    if serving is not None and serving.opened <= 0:
+        del _serving[id(component)]

@@ -14,7 +14,9 @@ from twisted.python.failure import Failure
 from ._config import Config, blaming
 from ._engine import ordered
 from ._lifecycle import Lifecycle, close_spider
-from ._runtime import to_deferred
+from ._runtime import CANCELLED, is_asked_for, spawn, to_deferred
+from ._stack import cancelled_from_within
+from .exceptions import StepCancelled
 from .processor import stack_at
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ class StackSpiderMiddleware:
         self._crawler = crawler
         self._bound = bound
         self._concurrency = concurrency
+        self._inside: dict[int, tuple[Response, dict[int, Any]]] = {}
+        crawler.signals.connect(self._on_spider_error, signals.spider_error)
+        crawler.signals.connect(self._on_spider_closed, signals.spider_closed)
         self._lifecycle = Lifecycle(crawler, [bound])
 
     @classmethod
@@ -65,27 +70,70 @@ class StackSpiderMiddleware:
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
         """Give the output of the spider, with the items as the stack made them."""
+        inside: dict[int, Any] = {}  # the items that have come in and have not ended or left
+        self._inside[id(inside)] = response, inside
+        number = 0
 
         def process(output: Any) -> Any:
+            nonlocal number
             if output is None or isinstance(output, Request):
-                return (output,)
-            return to_deferred(self._process(output, response))
+                return None, output
+            number += 1
+            inside[number] = output
+            return to_deferred(self._process(number, inside, response))
 
-        async for outputs in ordered(result, self._concurrency, process):
-            for output in outputs:
-                yield output
-
-    async def _process(self, item: Any, response: Response) -> tuple[Any, ...]:
-        """Give the processed item, or nothing where it has ended."""
+        outputs = ordered(result, self._concurrency, process)
         try:
-            return (await self._bound(item, response),)
+            async for item_number, output in outputs:
+                if item_number is None or inside.pop(item_number, None) is not None:
+                    yield output
+        finally:
+            await outputs.aclose()
+            self._end(id(inside))
+
+    def _on_spider_error(self, response: Response) -> None:
+        for key, (of, _) in tuple(self._inside.items()):
+            if of is response:
+                self._end(key)
+
+    def _on_spider_closed(self) -> None:
+        for key in tuple(self._inside):
+            self._end(key)
+
+    def _end(self, key: int) -> None:
+        """Fail the items that are still inside: a middleware behind this one takes no more."""
+        response, inside = self._inside.pop(key, (None, {}))
+        while inside:
+            _, item = inside.popitem()
+            error = StepCancelled(f"the output of {response} was not taken to its end")
+            spawn(self._fail(item, response, error), self._log_failure)
+
+    async def _process(self, number: int, inside: dict[int, Any], response: Response) -> Any:
+        """Give the number and the item as processed; take it from *inside* where it has ended."""
+        item = inside[number]
+        try:
+            return number, await self._bound(item, response)
         except DropItem as error:
-            await self._drop(item, response, error)
+            if inside.pop(number, None) is not None:
+                await self._drop(item, response, error)
+        except CANCELLED as error:
+            if is_asked_for(error):
+                raise
+            if inside.pop(number, None) is not None:
+                await self._fail(item, response, cancelled_from_within(error))
         except Exception as error:
-            await self._fail(item, response, error)
-            if isinstance(error, CloseSpider):
-                close_spider(self._crawler, error.reason or "cancelled")
-        return ()
+            if inside.pop(number, None) is not None:
+                await self._fail(item, response, error)
+                if isinstance(error, CloseSpider):
+                    close_spider(self._crawler, error.reason or "cancelled")
+        return number, None
+
+    def _log_failure(self, failure: Failure) -> None:
+        logger.error(
+            "A failed item could not be told of: %s",
+            failure.value,
+            extra={"spider": self._crawler.spider},
+        )
 
     async def _drop(self, item: Any, response: Response, error: DropItem) -> None:
         crawler = self._crawler
@@ -100,7 +148,7 @@ class StackSpiderMiddleware:
             exception=error,
         )
 
-    async def _fail(self, item: Any, response: Response, error: Exception) -> None:
+    async def _fail(self, item: Any, response: Any, error: Exception) -> None:
         crawler = self._crawler
         assert crawler.spider is not None
         entry = crawler.logformatter.item_error(item, error, response, crawler.spider)

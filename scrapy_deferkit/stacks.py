@@ -5,17 +5,25 @@ Each is a processor itself, so they nest: ``Chain(clean, Parallel(stock, reviews
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 from scrapy.exceptions import CloseSpider, DropItem
 from twisted.python.failure import Failure
 
-from ._engine import cancel_and_wait, is_pending, resolve
+from ._engine import Scope, cancel_and_wait, is_pending, resolve
 from ._runtime import CANCELLED, to_deferred
-from ._stack import PASSING, Stack, StepCalls, nothing_returned, pair_of
+from ._stack import (
+    PASSING,
+    Stack,
+    StepCalls,
+    cancelled_from_within,
+    check_function,
+    nothing_returned,
+    pair_of,
+    refuse_passing,
+)
 from .defer import (
     parallel_async,
     process_chain_async,
@@ -27,7 +35,6 @@ from .exceptions import (
     DeferKitError,
     NoRoute,
     StackConfigError,
-    StepCancelled,
     add_notes,
     mark_step,
 )
@@ -56,7 +63,7 @@ class Chain(Stack):
     def _arrange(self) -> None:
         self._calls = StepCalls.of(self, self.steps or ())
 
-    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         if self._calls is None:
             raise self._not_ready()
         if args or kwargs:
@@ -107,6 +114,8 @@ class Tolerant(Stack):
             raise StackConfigError(
                 f"Tolerant(on={on!r}): on= is an exception class, or a tuple of them"
             )
+        refuse_passing(classes, "Tolerant")
+        check_function(copy, "Tolerant: copy", "copy= is a function of the item")
         self._on = classes
         self._copy = copy
         self._roles = [role for pair in pairs for role in ("callback", "errback")[: len(pair)]]
@@ -131,23 +140,25 @@ class Tolerant(Stack):
     def _callback(self, step: Step, is_watched: bool) -> Callable[..., Any]:
         run = self._runner(step)
 
-        def callback(item: Any, before: _Before, *args: Any, **kwargs: Any) -> Any:
+        def callback(item: Any, before: _Before, /, *args: Any, **kwargs: Any) -> Any:
             if is_watched:
-                before.item = self._copy(item)
+                before.item = item  # should the copy fail
+                before.item = self._own("copy", self._copy, item)
             return run(item, *args, **kwargs)
 
         return callback
 
     def _errback(self, step: Step) -> Callable[..., Any]:
-        def errback(failure: Failure, before: _Before, *args: Any, **kwargs: Any) -> Any:
+        def errback(failure: Failure, before: _Before, /, *args: Any, **kwargs: Any) -> Any:
             if failure.check(*PASSING) or not failure.check(*self._on):
                 return failure
 
-            return self._handle(step, failure, self._copy(before.item), *args, **kwargs)
+            copied = self._own("copy", self._copy, before.item)
+            return self._handle(step, failure, copied, *args, **kwargs)
 
         return errback
 
-    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         if self._callbacks is None:
             raise self._not_ready()
         return process_chain_both_async(
@@ -179,19 +190,21 @@ class Parallel(Stack):
                 f"Parallel(merge={merge!r}): merge= is a function of the item and the list of "
                 "the branches' results, such as merge_changes or keep_item"
             )
+        check_function(copy, "Parallel: copy", "copy= is a function of the item")
         self._merge = merge
         self._copy = copy
         super().__init__(branches, name)
 
-    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self.steps is None:
             raise self._not_ready()
         running: list[Deferred[Any]] = []
         failed: list[Step] = []
+        scope = Scope()
 
         def branch(step: Step) -> Callable[..., Any]:
-            def call(item: Any, *args: Any, **kwargs: Any) -> Any:
-                return self._start(step, running, failed, item, *args, **kwargs)
+            def call(item: Any, /, *args: Any, **kwargs: Any) -> Any:
+                return scope.run(self._start, step, running, failed, item, *args, **kwargs)
 
             return call
 
@@ -204,6 +217,7 @@ class Parallel(Stack):
                 deferred.cancel()
             raise
         except BaseException:
+            scope.cancel()
             await cancel_and_wait(running)
             raise
         return await self._merged(item, results)
@@ -214,6 +228,7 @@ class Parallel(Stack):
         running: list[Deferred[Any]],
         failed: list[Step],
         item: Any,
+        /,
         *args: Any,
         **kwargs: Any,
     ) -> Any:
@@ -228,7 +243,12 @@ class Parallel(Stack):
         if failed:  # the item fails anyway: start nothing more
             return None
         try:
-            result = step.call(self._copy(item), *args, **kwargs)
+            copied = self._own("copy", self._copy, item)
+        except Exception:
+            failed.append(step)
+            return Failure()
+        try:
+            result = step.call(copied, *args, **kwargs)
         except BaseException:
             return fail(Failure())
         if is_pending(result):
@@ -293,7 +313,7 @@ class Each(Stack):
     def _leading_arguments(self, position: int) -> int:
         return position + 1
 
-    async def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Any:
+    async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self.steps is None:
             raise self._not_ready()
         try:
@@ -310,12 +330,18 @@ class Each(Stack):
             return item
         outcomes: list[Any] = list(value)
 
-        def work(position: int) -> Deferred[None]:
-            processed = self._process(outcomes[position], args, kwargs)
+        def work(position: int) -> Deferred[None] | None:
+            try:
+                processed = self._process(outcomes[position], args, kwargs)
+            except Exception as error:
+                mark_step(error, self.name)
+                outcomes[position] = Failure()
+                return None
             return processed.addBoth(lambda it: outcomes.__setitem__(position, it))
 
         await parallel_async(range(len(outcomes)), self._concurrency, work)
-        return set_fields(item, {self._field: type(value)(self._kept(outcomes))})
+        kept = list(self._kept(outcomes))
+        return self._own(self._field, set_fields, item, {self._field: _like(value, kept)})
 
     def _process(self, element: Any, args: Any, kwargs: Any) -> Deferred[Any]:
         """Give a Deferred of the processed *element*; cancelled, it calls no errback."""
@@ -325,19 +351,20 @@ class Each(Stack):
         for errback in errback_steps:
             before = copy_item(element)
 
-            def handle(
-                failure: Failure, *args: Any, step: Step = errback, before: Any = before, **kw: Any
-            ) -> Any:
-                if failure.check(DropItem, CloseSpider):
-                    return failure
-                return self._handle(step, failure, before, *args, **kw)
-
             callbacks.append(None)
-            errbacks.append(handle)
+            errbacks.append(self._handling(errback, before))
         return process_chain_both(callbacks, errbacks, element, *args, **kwargs)
 
+    def _handling(self, step: Step, before: Any) -> Callable[..., Any]:
+        def handle(failure: Failure, /, *args: Any, **kwargs: Any) -> Any:
+            if failure.check(DropItem, CloseSpider) or not failure.check(Exception):
+                return failure
+            return self._handle(step, failure, before, *args, **kwargs)
+
+        return handle
+
     def _checking(self, step: Step) -> Callable[..., Any]:
-        def check(result: Any, *_: Any, **__: Any) -> Any:
+        def check(result: Any, /, *_: Any, **__: Any) -> Any:
             if result is None:
                 error = nothing_returned(f"{self.name}/{step.name}")
                 self._mark(step, error)
@@ -347,7 +374,7 @@ class Each(Stack):
         return check
 
     def _marking(self, step: Step) -> Callable[..., Failure]:
-        def mark(failure: Failure, *_: Any, **__: Any) -> Failure:
+        def mark(failure: Failure, /, *_: Any, **__: Any) -> Failure:
             failure = _not_cancelled(failure)
             self._mark(step, _error_of(failure))
             return failure
@@ -360,7 +387,7 @@ class Each(Stack):
         for position, outcome in enumerate(outcomes):
             if not isinstance(outcome, Failure):
                 continue
-            if outcome.check(CloseSpider):
+            if outcome.check(CloseSpider) or not outcome.check(Exception):
                 outcome.raiseException()
             if not outcome.check(DropItem):
                 failures.append((position, outcome))
@@ -408,13 +435,14 @@ class Route(Stack):
                     f"Route: the key {key!r} ({type(key).__name__}) is neither a class nor a "
                     "predicate, a function of the item"
                 )
+            if get_origin(key) is not None:
+                raise StackConfigError(
+                    f"Route: the key {key!r} is no class that an item can have; give "
+                    f"{get_origin(key).__name__}, or a predicate"
+                )
         predicates = [key for key in routes if not isinstance(key, type)]
         for predicate in predicates:
-            if inspect.iscoroutinefunction(predicate):
-                raise StackConfigError(
-                    f"Route: the predicate {name_of(predicate)} is a coroutine function, and a "
-                    "predicate answers at once"
-                )
+            check_function(predicate, "Route: predicate", "a predicate answers at once")
         if object in routes and (predicates or default is not None):
             unreachable = predicates[0] if predicates else f"default={default!r}"
             raise StackConfigError(
@@ -433,7 +461,7 @@ class Route(Stack):
         self._by_predicate = [(key, run) for key, run in pairs if not isinstance(key, type)]
         self._otherwise = runners[-1] if len(runners) > len(pairs) else None
 
-    def __call__(self, item: Any, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
+    def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, Any]:
         if self.steps is None:
             raise self._not_ready()
         return self._route_of(item)(item, *args, **kwargs)
@@ -442,12 +470,15 @@ class Route(Stack):
         for cls in type(item).__mro__:
             if cls in self._by_class:
                 return self._by_class[cls]
+        for cls, run in self._by_class.items():  # abstract classes are in no item's __mro__
+            if isinstance(item, cls):
+                return run
         for predicate, run in self._by_predicate:
-            if predicate(item):
+            if self._own(name_of(predicate), predicate, item):
                 return run
         return self._otherwise or self._end
 
-    async def _end(self, item: Any, *_: Any, **__: Any) -> Any:
+    async def _end(self, item: Any, /, *_: Any, **__: Any) -> Any:
         """End an item that no stack takes."""
         self._count("unrouted")
         if self._default == "pass":
@@ -464,15 +495,16 @@ class Route(Stack):
 
 
 def _not_cancelled(failure: Failure) -> Failure:
-    """Make a failure of a cancellation that nobody above the step has asked for.
-
-    Passed on, it would look as if the item were cancelled, and Scrapy would lose it unheard.
-    """
+    """Make a failure of a cancellation from within; leave any other as it is."""
     if not failure.check(*CANCELLED):
         return failure
-    error = StepCancelled("the step was cancelled from within")
-    error.__cause__ = failure.value
-    return Failure(error)
+    return Failure(cancelled_from_within(_error_of(failure)))
+
+
+def _like(value: Any, elements: list[Any]) -> Any:
+    """Give *elements* in a collection of the kind of *value*: a list, a tuple, a named tuple."""
+    make = getattr(value, "_make", type(value))
+    return make(elements)
 
 
 def _error_of(failure: Failure) -> BaseException:

@@ -9,7 +9,11 @@ from scrapy import Spider
 from scrapy.exceptions import DropItem
 from scrapy.utils.spider import DefaultSpider
 from scrapy.utils.test import get_crawler
+from twisted.python.failure import Failure
 
+from ._engine import resolve, settled
+from ._runtime import CANCELLED, to_deferred
+from ._stack import cancelled_from_within
 from .exceptions import step_of
 from .merge import copy_item
 
@@ -77,7 +81,11 @@ async def run_stack(
         for item in items:
             as_given = copy_item(item)
             try:
-                run.scraped.append(await bound(item, *args))
+                # As a Deferred: its cancellation from within is a failure, not this coroutine's.
+                result = await settled(to_deferred(bound(item, *args)))
+                if isinstance(result, Failure) and result.check(*CANCELLED):
+                    raise cancelled_from_within(result.value)
+                run.scraped.append(await resolve(result))
             except DropItem:
                 run.dropped.append(as_given)
             except Exception as error:  # whatever it is, it is a result here
