@@ -1,0 +1,274 @@
+"""A wrong setting is refused at start-up, with a message that reads like help."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from scrapy.core.downloader.middleware import DownloaderMiddlewareManager
+from scrapy.core.spidermw import SpiderMiddlewareManager
+from scrapy.exceptions import NotConfigured
+from scrapy.pipelines import ItemPipelineManager
+
+from scrapy_deferkit import (
+    Chain,
+    ChainPipeline,
+    EachPipeline,
+    ParallelPipeline,
+    StackConfigError,
+    StackDownloaderMiddleware,
+    StackPipeline,
+    StackSpiderMiddleware,
+    TolerantPipeline,
+)
+from scrapy_deferkit.testing import mock_crawler
+
+
+def clean_title(item: Any) -> Any:
+    return item
+
+
+def takes_both(item: Any, response: Any) -> Any:
+    return item
+
+
+class Wanting:
+    """A component that is not configured."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> Any:
+        raise NotConfigured("WANTING_URL is missing")
+
+    def process_item(self, item: Any) -> Any:
+        return item
+
+
+A_STACK = Chain(clean_title, name="shop")
+
+LISTS = {
+    "DEFERKIT_CHAIN": ChainPipeline,
+    "DEFERKIT_TOLERANT": TolerantPipeline,
+    "DEFERKIT_PARALLEL": ParallelPipeline,
+    "DEFERKIT_REQUEST_CHAIN": StackDownloaderMiddleware,
+    "DEFERKIT_RESPONSE_CHAIN": StackDownloaderMiddleware,
+}
+STACKS = {"DEFERKIT_STACK": StackPipeline, "DEFERKIT_SPIDER_STACK": StackSpiderMiddleware}
+PAIRS = {
+    name: it
+    for name, it in LISTS.items()
+    if name in ("DEFERKIT_TOLERANT", "DEFERKIT_RESPONSE_CHAIN")
+}
+
+every_list = pytest.mark.parametrize(("setting", "component"), LISTS.items(), ids=LISTS)
+every_stack = pytest.mark.parametrize(("setting", "component"), STACKS.items(), ids=STACKS)
+every_pair = pytest.mark.parametrize(("setting", "component"), PAIRS.items(), ids=PAIRS)
+
+
+def refusal(component: Any, **settings: Any) -> str:
+    """Give the message with which *component* refuses *settings*."""
+    with pytest.raises(StackConfigError) as error:
+        component.from_crawler(mock_crawler(settings))
+    message = str(error.value)
+    assert message.startswith(tuple(settings))
+    return message
+
+
+@every_list
+def test_a_path_to_no_such_name_gets_the_nearest(setting: str, component: Any) -> None:
+    message = refusal(component, **{setting: [f"{__name__}.clean_titel"]})
+    assert f"'{__name__}.clean_titel'" in message
+    assert f"the module '{__name__}' has no 'clean_titel'" in message
+    assert "did you mean 'clean_title'?" in message
+
+
+@every_list
+def test_a_path_to_no_such_module_gets_the_nearest(setting: str, component: Any) -> None:
+    message = refusal(component, **{setting: ["scrapy.pipelines.flies.FilesPipeline"]})
+    assert "there is no module 'scrapy.pipelines.flies'" in message
+    assert "did you mean 'files'?" in message
+
+
+def test_a_path_to_no_such_package_says_so() -> None:
+    message = refusal(ChainPipeline, DEFERKIT_CHAIN=["bookshopp.processors.clean"])
+    assert "cannot import 'bookshopp.processors.clean'" in message
+    assert "there is no module 'bookshopp'" in message
+
+
+def test_a_name_without_a_module_is_no_path() -> None:
+    message = refusal(ChainPipeline, DEFERKIT_CHAIN=["clean_title"])
+    assert "'clean_title' is not an import path" in message
+    assert "in full" in message
+
+
+@every_stack
+def test_a_path_to_no_stack_says_what_is_there(setting: str, component: Any) -> None:
+    assert "did you mean 'A_STACK'?" in refusal(component, **{setting: f"{__name__}.A_STAKC"})
+    message = refusal(component, **{setting: f"{__name__}.clean_title"})
+    assert "clean_title" in message
+    assert "is not a stack" in message
+    assert "Chain(" in message
+
+
+@every_list
+def test_what_cannot_be_called_is_no_processor(setting: str, component: Any) -> None:
+    message = refusal(component, **{setting: [clean_title, 42]})
+    assert "42 (int) is not a processor" in message
+    assert "a callable" in message
+
+
+def test_a_path_to_what_cannot_be_called_is_no_processor() -> None:
+    message = refusal(ChainPipeline, DEFERKIT_CHAIN=[f"{__name__}.LISTS"])
+    assert f"'{__name__}.LISTS'" in message
+    assert "(dict) is not a processor" in message
+
+
+@every_pair
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_pair_has_two_parts(setting: str, component: Any, size: int) -> None:
+    message = refusal(component, **{setting: [(clean_title,) * size]})
+    assert "a pair (processor, errback)" in message
+    assert f"which has {size} part" in message
+
+
+def test_a_pair_where_none_belongs_is_refused() -> None:
+    message = refusal(ChainPipeline, DEFERKIT_CHAIN=[(clean_title, clean_title)])
+    assert "(tuple) is not a processor" in message
+
+
+@every_list
+@pytest.mark.parametrize(
+    "value", [A_STACK, clean_title, {"a": 1}], ids=["stack", "callable", "dict"]
+)
+def test_what_is_no_list_is_refused(setting: str, component: Any, value: Any) -> None:
+    message = refusal(component, **{setting: value})
+    assert type(value).__name__ in message
+    assert "a list of processors is expected" in message
+    assert f"{setting} = [" in message
+
+
+def test_a_stack_where_a_list_belongs_is_told_where_stacks_go() -> None:
+    message = refusal(ChainPipeline, DEFERKIT_CHAIN=A_STACK)
+    assert "DEFERKIT_STACK" in message
+    assert "StackPipeline" in message
+
+
+@every_stack
+@pytest.mark.parametrize(
+    "value", [[clean_title], clean_title, Chain], ids=["list", "callable", "class"]
+)
+def test_what_is_no_stack_is_refused(setting: str, component: Any, value: Any) -> None:
+    message = refusal(component, **{setting: value})
+    assert "is not a stack" in message
+    assert f"({type(value).__name__})" in message
+    assert "Chain(clean, store)" in message
+
+
+def test_the_stack_of_a_subclass_is_blamed_by_name() -> None:
+    class Shop(StackPipeline):
+        stack = "nowhere.at_all"
+
+    with pytest.raises(StackConfigError, match=r"^Shop\.stack: cannot import 'nowhere\.at_all'"):
+        Shop.from_crawler(mock_crawler())
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 2.5, "many"])
+def test_the_concurrency_of_elements_is_at_least_one(value: Any) -> None:
+    entry = {"field": "offers", "processor": clean_title, "concurrency": value}
+    message = refusal(EachPipeline, DEFERKIT_EACH=entry)
+    assert f"concurrency={value!r}" in message
+    assert "1 or more" in message
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 2.5, "many", [4]])
+def test_the_concurrency_of_the_spider_stack_is_at_least_one(value: Any) -> None:
+    with pytest.raises(StackConfigError) as error:
+        StackSpiderMiddleware.from_crawler(
+            mock_crawler({"DEFERKIT_SPIDER_STACK": A_STACK, "DEFERKIT_SPIDER_CONCURRENCY": value})
+        )
+    assert str(error.value).startswith(f"DEFERKIT_SPIDER_CONCURRENCY = {value!r}: ")
+    assert "1 or more" in str(error.value)
+
+
+def test_an_unknown_key_gets_the_nearest() -> None:
+    entry = {"field": "offers", "procesor": clean_title}
+    message = refusal(EachPipeline, DEFERKIT_EACH=[entry])
+    assert "unknown key 'procesor'" in message
+    assert "did you mean 'processor'?" in message
+    assert "field, processor, concurrency, on_error" in message
+
+
+@pytest.mark.parametrize("missing", ["field", "processor"])
+def test_a_missing_key_is_named(missing: str) -> None:
+    entry = {"field": "offers", "processor": clean_title}
+    del entry[missing]
+    assert f"the key {missing!r} is missing" in refusal(EachPipeline, DEFERKIT_EACH=entry)
+
+
+@pytest.mark.parametrize("value", ["offers", [["offers", clean_title]], 3])
+def test_the_elements_are_described_by_a_dict(value: Any) -> None:
+    message = refusal(EachPipeline, DEFERKIT_EACH=value)
+    assert "a dict is expected" in message
+    assert '"field"' in message
+
+
+def test_how_failing_elements_are_handled_is_checked() -> None:
+    entry = {"field": "offers", "processor": clean_title, "on_error": "ignore"}
+    message = refusal(EachPipeline, DEFERKIT_EACH=entry)
+    assert "on_error='ignore'" in message
+    assert "'raise', 'drop'" in message
+
+
+def test_a_component_that_is_not_configured_is_named_with_its_reason() -> None:
+    message = refusal(ChainPipeline, DEFERKIT_CHAIN=[Wanting])
+    assert "Wanting" in message
+    assert "WANTING_URL is missing" in message
+
+
+def test_a_processor_of_items_that_takes_no_response_is_shown_with_its_arguments() -> None:
+    message = refusal(StackSpiderMiddleware, DEFERKIT_SPIDER_STACK=Chain(takes_both, A_STACK))
+    assert "shop/clean_title" in message
+    assert "(item, response)" in message
+    assert "clean_title(item: 'Any')" in message
+
+
+def test_a_processor_of_requests_takes_the_request_alone() -> None:
+    message = refusal(StackDownloaderMiddleware, DEFERKIT_REQUEST_CHAIN=[takes_both])
+    assert "takes_both" in message
+    assert "called with (request)" in message
+
+
+def test_a_processor_of_responses_takes_the_request_too() -> None:
+    message = refusal(StackDownloaderMiddleware, DEFERKIT_RESPONSE_CHAIN=[clean_title])
+    assert "called with (response, request)" in message
+
+
+MANAGERS = {
+    "ITEM_PIPELINES": ItemPipelineManager,
+    "SPIDER_MIDDLEWARES": SpiderMiddlewareManager,
+    "DOWNLOADER_MIDDLEWARES": DownloaderMiddlewareManager,
+}
+
+
+@pytest.mark.parametrize(
+    ("component", "group", "setting"),
+    [
+        (ChainPipeline, "ITEM_PIPELINES", "DEFERKIT_CHAIN"),
+        (TolerantPipeline, "ITEM_PIPELINES", "DEFERKIT_TOLERANT"),
+        (ParallelPipeline, "ITEM_PIPELINES", "DEFERKIT_PARALLEL"),
+        (EachPipeline, "ITEM_PIPELINES", "DEFERKIT_EACH"),
+        (StackPipeline, "ITEM_PIPELINES", "DEFERKIT_STACK"),
+        (StackSpiderMiddleware, "SPIDER_MIDDLEWARES", "DEFERKIT_SPIDER_STACK"),
+        (StackDownloaderMiddleware, "DOWNLOADER_MIDDLEWARES", "DEFERKIT_REQUEST_CHAIN"),
+    ],
+)
+def test_a_component_without_its_setting_is_off_and_says_why(
+    component: Any, group: str, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    crawler = mock_crawler({group: {component: 500}})
+    with caplog.at_level(logging.WARNING):
+        manager = MANAGERS[group].from_crawler(crawler)
+    assert component not in [type(it) for it in manager.middlewares]
+    (record,) = caplog.records
+    assert component.__name__ in record.getMessage()
+    assert f"needs the setting {setting}" in record.getMessage()
