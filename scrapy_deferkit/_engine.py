@@ -14,6 +14,7 @@ from __future__ import annotations
 import types
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from twisted.internet.defer import (
     CancelledError,
@@ -364,6 +365,16 @@ async def _call(
     return result
 
 
+_cancelled: WeakSet[Deferred[Any]] = WeakSet()
+
+
+def cancel_once(deferred: Deferred[Any]) -> None:
+    """Cancel *deferred*, unless it has been: again, it would be disturbed while it cleans up."""
+    if deferred not in _cancelled:
+        _cancelled.add(deferred)
+        deferred.cancel()
+
+
 class Gate:
     """One Deferred for several that are pending: the first :meth:`open` fires it.
 
@@ -384,7 +395,7 @@ class Gate:
     def _cancel(self, _: Deferred[Any]) -> None:
         self._is_shut = True
         for deferred in tuple(self._pending):
-            deferred.cancel()
+            cancel_once(deferred)
 
 
 async def fan_out(
@@ -475,7 +486,7 @@ async def cancel_and_wait(deferreds: Iterable[Deferred[Any]]) -> None:
     """Cancel *deferreds*, whose results are nobody's any more, and wait until all have ended."""
     cancelled = tuple(deferreds)
     for deferred in cancelled:
-        deferred.cancel()
+        cancel_once(deferred)
     for deferred in cancelled:
         await settled(deferred)
 
@@ -552,9 +563,9 @@ class Workers:
         self._end()
         self._scope.cancel()
         if self._taking is not None:
-            self._taking.cancel()
+            cancel_once(self._taking)
         for deferred in tuple(self._running.values()):
-            deferred.cancel()
+            cancel_once(deferred)
 
     def _end(self) -> None:
         self._is_over = True

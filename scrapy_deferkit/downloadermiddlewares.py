@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from scrapy.exceptions import NotConfigured
+from scrapy.exceptions import IgnoreRequest, NotConfigured
 from scrapy.http import Request, Response
 from twisted.python.failure import Failure
 
@@ -124,8 +124,11 @@ class StackDownloaderMiddleware:
     async def process_exception(
         self, request: Request, exception: Exception
     ) -> Request | Response | None:
-        """Run a failed download through the response chain, beginning with its errbacks."""
-        if self._responses is None:
+        """Run a failed download through the response chain, beginning with its errbacks.
+
+        A request that is ignored on purpose (``IgnoreRequest``) is no failure.
+        """
+        if self._responses is None or isinstance(exception, IgnoreRequest):
             return None
         try:
             result = _checked(await self._responses(Failure(exception), request))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
 
-from ._engine import Gate, Scope, granted, is_cancelled, is_pending, resolve, settled
+from ._engine import Gate, Scope, cancel_once, granted, is_cancelled, is_pending, resolve, settled
 from ._runtime import CANCELLED, Timer, monotonic, now, sleep, to_deferred
 from ._stack import (
     PASSING,
@@ -248,7 +248,7 @@ class Timeout(Policy):
             is_over = True
             timers.append(Timer(self._grace, gate.open))
             scope.cancel()
-            work.cancel()
+            cancel_once(work)
 
         timers.append(Timer(self._seconds, expire))
         try:
@@ -284,7 +284,7 @@ class Timeout(Policy):
         """Cancel *work*, and give it its grace to come to an end."""
         ended = Gate([])
         work.addBoth(ended.open)
-        work.cancel()
+        cancel_once(work)
         timer = Timer(self._grace, ended.open)
         try:
             await resolve(ended.deferred)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_origin
 from scrapy.exceptions import CloseSpider, DropItem
 from twisted.python.failure import Failure
 
-from ._engine import Scope, cancel_and_wait, is_pending, resolve
+from ._engine import Scope, cancel_and_wait, cancel_once, is_pending, resolve
 from ._runtime import CANCELLED, to_deferred
 from ._stack import (
     PASSING,
@@ -214,7 +214,7 @@ class Parallel(Stack):
             )
         except GeneratorExit:  # nothing can be waited for any more
             for deferred in running:
-                deferred.cancel()
+                cancel_once(deferred)
             raise
         except BaseException:
             scope.cancel()
@@ -329,37 +329,53 @@ class Each(Stack):
         if value is None:
             return item
         outcomes: list[Any] = list(value)
+        begun: list[Deferred[Any]] = []
 
         def work(position: int) -> Deferred[None] | None:
             try:
-                processed = self._process(outcomes[position], args, kwargs)
+                processed = self._process(outcomes[position], begun, args, kwargs)
             except Exception as error:
                 mark_step(error, self.name)
                 outcomes[position] = Failure()
                 return None
             return processed.addBoth(lambda it: outcomes.__setitem__(position, it))
 
-        await parallel_async(range(len(outcomes)), self._concurrency, work)
+        try:
+            await parallel_async(range(len(outcomes)), self._concurrency, work)
+        except GeneratorExit:  # nothing can be waited for any more
+            raise
+        except BaseException:
+            await cancel_and_wait(begun)
+            raise
         kept = list(self._kept(outcomes))
         return self._own(self._field, set_fields, item, {self._field: _like(value, kept)})
 
-    def _process(self, element: Any, args: Any, kwargs: Any) -> Deferred[Any]:
-        """Give a Deferred of the processed *element*; cancelled, it calls no errback."""
+    def _process(
+        self, element: Any, begun: list[Deferred[Any]], args: Any, kwargs: Any
+    ) -> Deferred[Any]:
+        """Give a Deferred of the processed *element*; cancelled, it calls no errback.
+
+        What is pending is noted in *begun*: it may end later than the Deferred that is cancelled.
+        """
         step, *errback_steps = self.steps or ()
-        callbacks: list[Callable[..., Any] | None] = [step.call, self._checking(step)]
+
+        def call(element: Any, /, *args: Any, **kwargs: Any) -> Any:
+            return _noting(begun, step.call(element, *args, **kwargs))
+
+        callbacks: list[Callable[..., Any] | None] = [call, self._checking(step)]
         errbacks: list[Callable[..., Any] | None] = [None, self._marking(step)]
         for errback in errback_steps:
             before = copy_item(element)
 
             callbacks.append(None)
-            errbacks.append(self._handling(errback, before))
+            errbacks.append(self._handling(errback, before, begun))
         return process_chain_both(callbacks, errbacks, element, *args, **kwargs)
 
-    def _handling(self, step: Step, before: Any) -> Callable[..., Any]:
+    def _handling(self, step: Step, before: Any, begun: list[Deferred[Any]]) -> Callable[..., Any]:
         def handle(failure: Failure, /, *args: Any, **kwargs: Any) -> Any:
             if failure.check(DropItem, CloseSpider) or not failure.check(Exception):
                 return failure
-            return self._handle(step, failure, before, *args, **kwargs)
+            return _noting(begun, self._handle(step, failure, before, *args, **kwargs))
 
         return handle
 
@@ -499,6 +515,15 @@ def _not_cancelled(failure: Failure) -> Failure:
     if not failure.check(*CANCELLED):
         return failure
     return Failure(cancelled_from_within(_error_of(failure)))
+
+
+def _noting(begun: list[Deferred[Any]], result: Any) -> Any:
+    """Give *result*, as a Deferred that is noted in *begun* where it is pending."""
+    if not is_pending(result):
+        return result
+    deferred = to_deferred(result)
+    begun.append(deferred)
+    return deferred
 
 
 def _like(value: Any, elements: list[Any]) -> Any:
