@@ -12,7 +12,6 @@ value is waited for is the *face*'s business:
 from __future__ import annotations
 
 import types
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -98,8 +97,8 @@ class Face(Protocol):
     """How a pending value is waited for, and how a Failure leaves the engine."""
 
     @property
-    def scope(self) -> Scope | None:
-        """What cancels the work that runs, and whatever it has begun."""
+    def is_cancelled(self) -> bool:
+        """Whether what runs has been cancelled, and goes no further."""
         ...
 
     @property
@@ -114,53 +113,9 @@ class Face(Protocol):
         """Return *failure* as the result, or raise it."""
 
 
-class Scope:
-    """Work that may be cancelled, and what runs in it: stacks in it go no further then.
-
-    Cancelling a Deferred or a task throws an exception into what it waits for, and on a Twisted
-    reactor any ``except Exception`` there swallows it; the scope remembers.
-    """
-
-    __slots__ = ("_is_cancelled", "_parent")
-
-    def __init__(self) -> None:
-        self._parent = _scope.get()
-        self._is_cancelled = False
-
-    def cancel(self) -> None:
-        """Let nothing in the scope go on to its next step."""
-        self._is_cancelled = True
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether this scope, or one around it, is cancelled."""
-        return self._is_cancelled or (self._parent is not None and self._parent.is_cancelled)
-
-    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call *function* in the scope; what is pending is begun in it, and given as a Deferred."""
-        token = _scope.set(self)
-        try:
-            result = function(*args, **kwargs)
-            return to_deferred(result) if is_pending(result) else result
-        finally:
-            _scope.reset(token)
-
-
-_scope: ContextVar[Scope | None] = ContextVar("deferkit_scope", default=None)
-
-
-def is_cancelled() -> bool:
-    """Tell whether the work that this is part of has been cancelled."""
-    scope = _scope.get()
-    return scope is not None and scope.is_cancelled
-
-
 class _CoroutineFace:
     cancelled = CANCELLED
-
-    @property
-    def scope(self) -> Scope | None:
-        return _scope.get()
+    is_cancelled = False  # its cancellation is an exception where it waits
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         return _settle(pending, to_awaitable) if isinstance(pending, Deferred) else pending
@@ -178,14 +133,12 @@ class DeferredFace:
     # the whole is start()'s, which runs nothing further.
     cancelled: tuple[type[BaseException], ...] = ()
 
-    scope: Scope | None = None  # from the first wait on
+    is_cancelled = False
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         """Wait for *pending*; cancel it where its own callback has cancelled what runs."""
-        if self.scope is None:
-            self.scope = Scope()
-        deferred: Deferred[Any] = self.scope.run(to_deferred, pending)
-        if self.scope.is_cancelled:
+        deferred: Deferred[Any] = to_deferred(pending)
+        if self.is_cancelled:
             deferred.cancel()
         return _settle(deferred, _as_it_is)
 
@@ -255,8 +208,7 @@ def _rest(
             result.callback(outcome)
 
     def cancel(_: Deferred[Any]) -> None:
-        assert face.scope is not None
-        face.scope.cancel()
+        face.is_cancelled = True
         waiting.cancel()
 
     result: Deferred[Any] = Deferred(cancel)
@@ -279,21 +231,19 @@ async def chain(
         return face.leave(value)
     position = -1
     extra = bool(args or kwargs)
-    scope: Scope | None = None
     waited = False
     try:
         for callback in callbacks:
-            if scope is not None and scope.is_cancelled:
+            if waited and face.is_cancelled:
                 raise CancelledError
             position += 1
             value = callback(value, *args, **kwargs) if extra else callback(value)
             kind = _KINDS[type(value)]
             if kind:
                 while kind >= _GENERATOR and is_pending(value):
+                    waited = True  # before it, nobody could cancel
                     value = await face.wait(value)
                     kind = _KINDS[type(value)]
-                    if not waited:  # before it, nobody could cancel
-                        waited, scope = True, face.scope
                 if isinstance(value, Failure):
                     return face.leave(value)
                 if value is None and isinstance(callbacks, Steps):
@@ -331,8 +281,7 @@ async def chain_both(
     before its own.
     """
     for callback, errback in zip(callbacks, errbacks, strict=True):
-        scope = face.scope
-        if scope is not None and scope.is_cancelled:
+        if face.is_cancelled:
             raise CancelledError
         handler = errback if isinstance(value, Failure) else callback
         if handler is None:
@@ -509,7 +458,6 @@ class Workers:
         self._taking: Deferred[Any] | None = None
         self._wake: Gate | None = None
         self._is_over = False
-        self._scope = Scope()
         self.outcomes: list[tuple[bool, Any]] = [(True, self._work)] * count
 
     def turns(self) -> Iterator[Deferred[Any] | None]:
@@ -561,7 +509,6 @@ class Workers:
     def cancel(self) -> None:
         """Cancel what is outstanding and take nothing more."""
         self._end()
-        self._scope.cancel()
         if self._taking is not None:
             cancel_once(self._taking)
         for deferred in tuple(self._running.values()):
@@ -590,7 +537,7 @@ class Workers:
         if self._is_over:
             return
         try:
-            result = self._scope.run(work, on)
+            result = work(on)
         except BaseException as error:
             # next() alone ends with StopIteration: the generator makes another of a call's own.
             if work is not next or not isinstance(error, StopIteration):

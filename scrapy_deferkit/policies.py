@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
 
-from ._engine import Gate, Scope, cancel_once, granted, is_cancelled, is_pending, resolve, settled
+from ._engine import Gate, cancel_once, granted, is_pending, resolve, settled
 from ._runtime import CANCELLED, Timer, monotonic, now, sleep, to_deferred
 from ._stack import (
     PASSING,
@@ -118,7 +118,7 @@ class Retry(Policy):
         return await self._again(first, monotonic() - began, item, args, kwargs)
 
     def _is_retried(self, error: BaseException) -> bool:
-        if isinstance(error, PASSING) or not isinstance(error, Exception) or is_cancelled():
+        if isinstance(error, PASSING) or not isinstance(error, Exception):
             return False
         if _is_exceptions(self._on):
             return isinstance(error, self._on)
@@ -222,11 +222,10 @@ class Timeout(Policy):
 
     async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._require_ready()
-        scope = Scope()
         try:
-            result = scope.run(self._step.call, item, *args, **kwargs)
-            if isinstance(result, Deferred):
-                result = await self._within_time(result, scope)
+            result = self._step.call(item, *args, **kwargs)
+            if is_pending(result):
+                result = await self._within_time(to_deferred(result))
             if isinstance(result, Failure):
                 result.raiseException()
             if result is None:
@@ -236,7 +235,7 @@ class Timeout(Policy):
             raise
         return result
 
-    async def _within_time(self, work: Deferred[Any], scope: Scope) -> Any:
+    async def _within_time(self, work: Deferred[Any]) -> Any:
         outcome: list[Any] = []
         gate = Gate([work])
         work.addBoth(outcome.append).addBoth(gate.open)
@@ -247,7 +246,6 @@ class Timeout(Policy):
             nonlocal is_over
             is_over = True
             timers.append(Timer(self._grace, gate.open))
-            scope.cancel()
             cancel_once(work)
 
         timers.append(Timer(self._seconds, expire))
@@ -256,7 +254,6 @@ class Timeout(Policy):
         except GeneratorExit:  # nothing can be waited for any more
             raise
         except BaseException:
-            scope.cancel()
             await self._end(work)
             raise
         finally:
@@ -327,8 +324,6 @@ class Fallback(Stack):
             except PASSING:
                 raise
             except Exception as error:
-                if is_cancelled():
-                    raise
                 if not failures:
                     self._count("fell_back")
                 failures.append(error)
@@ -365,8 +360,6 @@ class Tap(Policy):
                 self._mark(self._step, passing)
             raise
         except Exception as error:
-            if is_cancelled():
-                raise
             self._mark(self._step, error)
             self._count("tap_failed")
             self._log(logging.ERROR, "%s failed; the item goes on", self._step.name, exc_info=error)

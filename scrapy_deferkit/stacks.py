@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_origin
 from scrapy.exceptions import CloseSpider, DropItem
 from twisted.python.failure import Failure
 
-from ._engine import Scope, cancel_and_wait, cancel_once, is_pending, resolve
+from ._engine import cancel_and_wait, cancel_once, is_pending, resolve
 from ._runtime import CANCELLED, to_deferred
 from ._stack import (
     PASSING,
@@ -200,11 +200,10 @@ class Parallel(Stack):
             raise self._not_ready()
         running: list[Deferred[Any]] = []
         failed: list[Step] = []
-        scope = Scope()
 
         def branch(step: Step) -> Callable[..., Any]:
             def call(item: Any, /, *args: Any, **kwargs: Any) -> Any:
-                return scope.run(self._start, step, running, failed, item, *args, **kwargs)
+                return self._start(step, running, failed, item, *args, **kwargs)
 
             return call
 
@@ -217,7 +216,6 @@ class Parallel(Stack):
                 cancel_once(deferred)
             raise
         except BaseException:
-            scope.cancel()
             await cancel_and_wait(running)
             raise
         return await self._merged(item, results)

@@ -42,7 +42,7 @@ async def swallow(item: Any) -> Any:
     calls.append("swallow")
     try:
         await wait(Deferred())
-    except (Exception, *CANCELLED):
+    except Exception:
         return item
 
 
@@ -51,7 +51,7 @@ async def convert(item: Any) -> Any:
     calls.append("convert")
     try:
         await wait(Deferred())
-    except (Exception, *CANCELLED):
+    except Exception:
         raise Broken from None
 
 
@@ -78,7 +78,9 @@ def store(item: Any) -> Any:
     ids=str,
 )
 @pytest.mark.parametrize("around", ["Timeout", "Parallel", "Each"])
-async def test_nothing_further_runs(stack: Any, around: str, clock: Clock) -> None:
+async def test_nothing_further_runs(stack: Any, around: str, clock: Clock, runtime: str) -> None:
+    if runtime == "twisted":
+        pytest.skip("Twisted's CancelledError is an Exception, and a step can swallow it")
     failing = Held("failing")
     if around == "Timeout":
         item = to_deferred(Timeout(stack, 5)({"n": [1]}))
