@@ -122,7 +122,7 @@ class _CoroutineFace:
 
     def leave(self, failure: Failure) -> Any:
         if isinstance(failure.value, StopIteration):
-            raise _not_stopping(failure.value) from failure.value
+            raise not_stopping(failure.value) from failure.value
         failure.raiseException()
 
 
@@ -251,7 +251,7 @@ async def chain(
     except StopIteration as stop:
         if not face.cancelled:
             return Failure()
-        error = _not_stopping(stop)
+        error = not_stopping(stop)
         if isinstance(callbacks, Steps):
             callbacks.failed(position, error)
         raise error from stop
@@ -262,7 +262,7 @@ async def chain(
     return value
 
 
-def _not_stopping(_: StopIteration) -> RuntimeError:
+def not_stopping(_: StopIteration) -> RuntimeError:
     """Make an exception that a coroutine may raise of one that would end it."""
     return RuntimeError("a callback raised StopIteration (from a next() without a default?)")
 

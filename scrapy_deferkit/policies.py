@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
 
-from ._engine import Gate, cancel_once, granted, is_pending, resolve, settled
+from ._engine import Gate, cancel_once, granted, is_pending, not_stopping, resolve, settled
 from ._runtime import CANCELLED, Timer, monotonic, now, sleep, to_deferred
 from ._stack import (
     PASSING,
@@ -230,6 +230,10 @@ class Timeout(Policy):
                 result.raiseException()
             if result is None:
                 raise nothing_returned(f"{self.name}/{self._step.name}")
+        except StopIteration as stop:
+            stopped = not_stopping(stop)
+            self._mark(self._step, stopped)
+            raise stopped from stop
         except Exception as error:
             self._mark(self._step, error)
             raise

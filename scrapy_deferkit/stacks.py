@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_origin
 from scrapy.exceptions import CloseSpider, DropItem
 from twisted.python.failure import Failure
 
-from ._engine import cancel_and_wait, cancel_once, is_pending, resolve
+from ._engine import cancel_and_wait, cancel_once, is_pending, not_stopping, resolve
 from ._runtime import CANCELLED, to_deferred
 from ._stack import (
     PASSING,
@@ -234,7 +234,7 @@ class Parallel(Stack):
             if failed:  # nobody hears of it, and it may carry the first one's exception
                 return failure
             failed.append(step)
-            failure = _not_cancelled(failure)
+            failure = _as_failure(failure)
             self._mark(step, _error_of(failure))
             return failure
 
@@ -389,7 +389,7 @@ class Each(Stack):
 
     def _marking(self, step: Step) -> Callable[..., Failure]:
         def mark(failure: Failure, /, *_: Any, **__: Any) -> Failure:
-            failure = _not_cancelled(failure)
+            failure = _as_failure(failure)
             self._mark(step, _error_of(failure))
             return failure
 
@@ -508,8 +508,10 @@ class Route(Stack):
         raise error
 
 
-def _not_cancelled(failure: Failure) -> Failure:
-    """Make a failure of a cancellation from within; leave any other as it is."""
+def _as_failure(failure: Failure) -> Failure:
+    """Make a failure of a cancellation from within, or of a StopIteration; leave any other."""
+    if isinstance(failure.value, StopIteration):
+        return Failure(not_stopping(failure.value))
     if not failure.check(*CANCELLED):
         return failure
     return Failure(cancelled_from_within(_error_of(failure)))
