@@ -105,11 +105,19 @@ def check(processor: Any, owner: str) -> None:
             f"{owner}: {processor.__name__} is the class of a stack; call it, as in "
             f"{processor.__name__}(...)"
         )
-    elif inspect.isgeneratorfunction(processor) or inspect.isasyncgenfunction(processor):
+    elif _is_generating(processor):
         raise StackConfigError(
             f"{owner}: {name_of(processor)} is a generator function, and calling it would run "
             "none of it; a processor returns one item (several are a spider middleware's work)"
         )
+
+
+def _is_generating(processor: Any) -> bool:
+    if not inspect.isgeneratorfunction(processor):
+        return inspect.isasyncgenfunction(processor)
+    # types.coroutine makes a coroutine function of a generator function.
+    code = getattr(processor, "__code__", None)
+    return code is None or not code.co_flags & inspect.CO_ITERABLE_COROUTINE
 
 
 def make_step(processor: Any, crawler: Crawler | None) -> Step:
@@ -150,16 +158,15 @@ def _component_step(name: str, component: Any, crawler: Crawler) -> Step:
     def call_with_spider(item: Any, *_: Any, **__: Any) -> Any:
         return process(item, spider=crawler.spider)
 
-    adapted: Callable[..., Any] = call_with_spider if wants_spider(process) else call
+    serve: Callable[..., Any] = call_with_spider if wants_spider(process) else call
 
     def call_shielded(item: Any, *_: Any, **__: Any) -> Any:
         # Media pipelines share a download between items: cancelled with one of them, it would
         # leave the others waiting for ever.
-        result = (call_with_spider if wants_spider(process) else call)(item)
+        result = serve(item)
         return shield(result) if is_pending(result) else result
 
-    if isinstance(component, MediaPipeline):
-        adapted = call_shielded
+    adapted = call_shielded if isinstance(component, MediaPipeline) else serve
     return Step(name, adapted, component, takes_item_only=True)
 
 

@@ -364,7 +364,6 @@ class Each(Stack):
         errbacks: list[Callable[..., Any] | None] = [None, self._marking(step)]
         for errback in errback_steps:
             before = copy_item(element)
-
             callbacks.append(None)
             errbacks.append(self._handling(errback, before, begun))
         return process_chain_both(callbacks, errbacks, element, *args, **kwargs)

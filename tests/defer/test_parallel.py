@@ -57,6 +57,13 @@ async def observe(begin: generated.Begin, batches: list[list[int]]) -> list[Any]
     return seen
 
 
+@pytest.fixture(autouse=True)
+def _time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no slow moment of the machine end a slice of work, on either side."""
+    monkeypatch.setattr("twisted.internet.task._Timer.MAX_SLICE", 3600.0)
+    monkeypatch.setattr("scrapy_deferkit._engine.monotonic", lambda: 0.0)
+
+
 @pytest.mark.parametrize("peer", [plain_formulation, *generated.scrapys("parallel")])
 @given(
     kinds=elements_of(generated.in_step),

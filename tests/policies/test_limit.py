@@ -205,9 +205,9 @@ async def test_two_crawlers_have_limits_of_their_own() -> None:
     limit = Limit(held, concurrency=1)
     waiting = [to_deferred(limit.bind(mock_crawler())("item")) for _ in range(2)]
     await until(lambda: len(held.waiting) == 2)
-    for item in waiting:
+    for _ in waiting:
         held.release()
-        await wait(item)
+    assert [await wait(item) for item in waiting] == ["item", "item"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -114,8 +115,10 @@ async def test_cancelling_one_that_waits_to_open_leaves_the_stack_usable() -> No
         await turn()
         second.cancel()
     await wait(first)
-    await bound.close()
-    await bound.close()
+    assert await bound({"a": 1}) == {"a": 1}
+    for _ in range(2):  # the second may have been open before it was cancelled
+        await bound.close()
+    assert bound._opened == 0
 
 
 def test_a_stack_that_contains_itself_is_refused() -> None:
@@ -289,6 +292,15 @@ async def test_a_named_tuple_of_elements_stays_one() -> None:
 
 async def test_a_route_knows_abstract_classes() -> None:
     assert await Route({Mapping: lambda item: "mapping"}, default="pass")({}) == "mapping"
+
+
+async def test_a_generator_based_coroutine_is_a_coroutine() -> None:
+    @types.coroutine
+    def old_style(item: Any) -> Any:
+        yield from turn().__await__()
+        return {**item, "old": True}
+
+    assert await Chain(old_style)({}) == {"old": True}
 
 
 async def asynchronous(*_: Any) -> Any:
