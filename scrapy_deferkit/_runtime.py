@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,6 +18,7 @@ from scrapy.utils.asyncio import call_later as scrapy_call_later
 from scrapy.utils.asyncio import is_asyncio_available
 from scrapy.utils.defer import deferred_from_coro, maybe_deferred_to_future
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -162,6 +164,52 @@ async def turn() -> None:
 def spawn(awaitable: Awaitable[Any], on_error: Callable[[Any], object]) -> None:
     """Run *awaitable* beside what is running now; a Failure of it goes to *on_error*."""
     to_deferred(awaitable).addErrback(on_error)
+
+
+class WorkerThread:
+    """A thread of its own for calls that block, made one after the other."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def call(self, function: Callable[..., _T], *args: Any) -> Deferred[_T]:
+        """Call *function* in the thread; give a Deferred of its result.
+
+        What has begun in a thread cannot be stopped: cancelled, the Deferred fails at once and the
+        call goes on unheard.
+        """
+        done: Deferred[_T] = Deferred(lambda _: None)
+        call_in_loop = _way_back()
+
+        def deliver(outcome: Any) -> None:
+            if not done.called:
+                done.callback(outcome)
+
+        def run() -> None:
+            try:
+                outcome: Any = function(*args)
+            except BaseException:
+                outcome = Failure()
+            try:
+                call_in_loop(deliver, outcome)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                return
+
+        self._executor.submit(run)
+        return done
+
+    def close(self) -> None:
+        """Take no further calls; those that wait are still made."""
+        self._executor.shutdown(wait=False)
+
+
+def _way_back() -> Callable[..., object]:
+    """Give what calls a function in the loop from another thread."""
+    if uses_asyncio():
+        return asyncio.get_running_loop().call_soon_threadsafe
+    from twisted.internet import reactor
+
+    return reactor.callFromThread  # type: ignore[no-any-return]
 
 
 def is_awaitable(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from twisted.python.failure import Failure
 from scrapy_deferkit._runtime import (
     CANCELLED,
     Timer,
+    WorkerThread,
     call_soon,
     clock_set_to,
     is_awaitable,
@@ -266,3 +268,42 @@ def test_the_clock_is_put_back_whatever_happens() -> None:
     with pytest.raises(Boom):
         fail()
     assert now() > -1e9
+
+
+async def test_a_thread_of_its_own_makes_calls_one_after_the_other() -> None:
+    thread = WorkerThread("test")
+    calls = [thread.call(lambda: threading.current_thread().name) for _ in range(3)]
+    names = [await until_fired(call) for call in calls]
+    thread.close()
+    assert len(set(names)) == 1
+    assert names[0] != threading.current_thread().name
+
+
+async def test_what_fails_in_the_thread_fails_the_deferred_in_the_loop() -> None:
+    def fail() -> None:
+        raise Boom("in the thread")
+
+    heard_in: list[str] = []
+    thread = WorkerThread("test")
+    call = thread.call(fail)
+    call.addErrback(lambda it: heard_in.append(threading.current_thread().name) or it)
+    failure = await until_fired(call)
+    thread.close()
+    assert failure.check(Boom)
+    assert heard_in == [threading.current_thread().name]
+
+
+async def test_a_call_in_the_thread_that_is_cancelled_goes_on_unheard() -> None:
+    may_end, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        may_end.wait(10)
+        ended.set()
+
+    thread = WorkerThread("test")
+    call = thread.call(work)
+    call.cancel()
+    assert (await until_fired(call)).check(*CANCELLED)
+    may_end.set()
+    assert await until_fired(thread.call(ended.is_set))
+    thread.close()
