@@ -1,5 +1,6 @@
 """Item processing for Scrapy: chained, error-tolerant, parallel and per-element stacks."""
 
+from .addon import Addon
 from .breaker import CircuitBreaker
 from .downloadermiddlewares import StackDownloaderMiddleware
 from .exceptions import (
@@ -14,6 +15,7 @@ from .exceptions import (
     StepTimeout,
     step_of,
 )
+from .itemprocessor import DeferKitItemProcessor
 from .merge import copy_item, keep_item, merge_changes
 from .pipelines import (
     ChainPipeline,
@@ -25,14 +27,17 @@ from .pipelines import (
 from .policies import Fallback, Limit, Retry, Tap, Timeout
 from .spidermiddlewares import StackSpiderMiddleware
 from .stacks import Chain, Each, Parallel, Route, Tolerant
+from .stats import StepFigures, step_stats
 
 __all__ = [
+    "Addon",
     "Chain",
     "ChainPipeline",
     "CircuitBreaker",
     "CircuitOpen",
     "ClosingError",
     "DeferKitError",
+    "DeferKitItemProcessor",
     "Each",
     "EachPipeline",
     "Fallback",
@@ -49,6 +54,7 @@ __all__ = [
     "StackPipeline",
     "StackSpiderMiddleware",
     "StepCancelled",
+    "StepFigures",
     "StepTimeout",
     "Tap",
     "Timeout",
@@ -58,4 +64,5 @@ __all__ = [
     "keep_item",
     "merge_changes",
     "step_of",
+    "step_stats",
 ]

@@ -14,6 +14,36 @@ if TYPE_CHECKING:
     from scrapy.settings import BaseSettings
 
 
+SETTINGS = (
+    "DEFERKIT_CHAIN",
+    "DEFERKIT_CONCURRENT_ITEMS",
+    "DEFERKIT_EACH",
+    "DEFERKIT_ITEM_TIMEOUT",
+    "DEFERKIT_MAX_FAILED_ITEMS",
+    "DEFERKIT_PARALLEL",
+    "DEFERKIT_REPORT",
+    "DEFERKIT_REQUEST_CHAIN",
+    "DEFERKIT_RESPONSE_CHAIN",
+    "DEFERKIT_SPIDER_CONCURRENCY",
+    "DEFERKIT_SPIDER_STACK",
+    "DEFERKIT_STACK",
+    "DEFERKIT_STEP_STATS",
+    "DEFERKIT_TOLERANT",
+)
+"""Every setting there is."""
+
+WINDOW = 1000
+"""Of how many last items ``DEFERKIT_MAX_FAILED_ITEMS`` is a percentage."""
+
+
+@dataclass(frozen=True)
+class FailureLimit:
+    """How many items may fail: of all, or of the last :data:`WINDOW`."""
+
+    items: int
+    of_last: int | None
+
+
 @dataclass(frozen=True)
 class Config:
     """The ``DEFERKIT_`` settings; ``None`` stands for one that is not set."""
@@ -27,6 +57,11 @@ class Config:
     spider_concurrency: int
     request_chain: tuple[Any, ...] | None
     response_chain: tuple[Any, ...] | None
+    concurrent_items: int
+    item_timeout: float
+    max_failed_items: FailureLimit | None
+    step_stats: bool
+    report: bool
 
     @classmethod
     def from_settings(cls, settings: BaseSettings) -> Config:
@@ -42,9 +77,14 @@ class Config:
             each=_each(settings),
             stack=settings.get("DEFERKIT_STACK"),
             spider_stack=settings.get("DEFERKIT_SPIDER_STACK"),
-            spider_concurrency=_at_least_one(settings, "DEFERKIT_SPIDER_CONCURRENCY", 16),
+            spider_concurrency=_whole_number(settings, "DEFERKIT_SPIDER_CONCURRENCY", 16, least=1),
             request_chain=_processors(settings, "DEFERKIT_REQUEST_CHAIN"),
             response_chain=_processors(settings, "DEFERKIT_RESPONSE_CHAIN"),
+            concurrent_items=_whole_number(settings, "DEFERKIT_CONCURRENT_ITEMS", 100, least=0),
+            item_timeout=_seconds(settings, "DEFERKIT_ITEM_TIMEOUT", 3600.0),
+            max_failed_items=_failure_limit(settings, "DEFERKIT_MAX_FAILED_ITEMS"),
+            step_stats=_flag(settings, "DEFERKIT_STEP_STATS", default=True),
+            report=_flag(settings, "DEFERKIT_REPORT", default=False),
         )
 
 
@@ -86,12 +126,56 @@ def _each(settings: BaseSettings) -> tuple[dict[str, Any], ...] | None:
     return tuple(entries)
 
 
-def _at_least_one(settings: BaseSettings, name: str, default: int) -> int:
+def _whole_number(settings: BaseSettings, name: str, default: int, *, least: int) -> int:
     value = settings.get(name, default)
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = 0
-    if number < 1 or isinstance(value, (bool, float)):
-        raise StackConfigError(f"{name} = {value!r}: a whole number of 1 or more is expected")
+    number = _as_number(value, int)
+    if number is None or number < least:
+        raise StackConfigError(f"{name} = {value!r}: a whole number of {least} or more is expected")
+    return int(number)
+
+
+def _seconds(settings: BaseSettings, name: str, default: float) -> float:
+    value = settings.get(name, default)
+    number = _as_number(value, float)
+    if number is None or not 0 <= number < float("inf"):
+        raise StackConfigError(
+            f"{name} = {value!r}: a time in seconds is expected, such as 600; 0 is no limit"
+        )
     return number
+
+
+def _failure_limit(settings: BaseSettings, name: str) -> FailureLimit | None:
+    value = settings.get(name)
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and value.strip().endswith("%"):
+        percent = _as_number(value.strip()[:-1], float)
+        if percent is not None and 0 < percent <= 100:
+            return FailureLimit(max(1, round(WINDOW * percent / 100)), WINDOW)
+    else:
+        number = _as_number(value, int)
+        if number is not None and number >= 0:
+            return FailureLimit(int(number), None) if number else None
+    raise StackConfigError(
+        f"{name} = {value!r}: a number of items is expected, such as 50, or a share of the last "
+        f'{WINDOW:,}, such as "5%"; 0 is no limit'
+    )
+
+
+def _flag(settings: BaseSettings, name: str, *, default: bool) -> bool:
+    value = settings.get(name)
+    if value is None or value == "":
+        return default
+    try:
+        return settings.getbool(name)
+    except ValueError:
+        raise StackConfigError(f"{name} = {value!r}: True or False is expected") from None
+
+
+def _as_number(value: Any, kind: type[int] | type[float]) -> float | None:
+    if isinstance(value, bool) or (kind is int and isinstance(value, float)):
+        return None
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        return None

@@ -92,6 +92,10 @@ class Steps(tuple["Callback", ...]):  # noqa: SLOT001 - what it stands for hangs
         """Give the exception for the step at *position*, which returned ``None``."""
         raise NotImplementedError
 
+    def path_of(self, position: int) -> str:
+        """Give the path of the step at *position*."""
+        raise NotImplementedError
+
 
 class Face(Protocol):
     """How a pending value is waited for, and how a Failure leaves the engine."""
@@ -260,6 +264,23 @@ async def chain(
             callbacks.failed(position, error)
         raise
     return value
+
+
+def step_within(awaitable: object) -> str | None:
+    """Give the path of the innermost step that *awaitable*, a suspended coroutine, waits in.
+
+    Seen are the steps of the task that it runs in, not those of other tasks that it waits for;
+    ``None`` where no step of a stack is among them.
+    """
+    path = None
+    while awaitable is not None:
+        frame = getattr(awaitable, "cr_frame", None)
+        if frame is not None and frame.f_code is chain.__code__:
+            callbacks = frame.f_locals["callbacks"]
+            if isinstance(callbacks, Steps):
+                path = callbacks.path_of(frame.f_locals["position"])
+        awaitable = getattr(awaitable, "cr_await", None)
+    return path
 
 
 def not_stopping(_: StopIteration) -> RuntimeError:

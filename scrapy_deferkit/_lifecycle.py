@@ -12,6 +12,7 @@ from ._runtime import spawn, turn
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from scrapy.core.engine import ExecutionEngine
     from scrapy.crawler import Crawler
     from twisted.python.failure import Failure
 
@@ -78,10 +79,22 @@ class Lifecycle:
         self._opened.clear()
 
 
+def engine_of(crawler: Crawler) -> ExecutionEngine | None:
+    """Give the engine of *crawler*; ``None`` where it does not crawl, in a test say."""
+    try:
+        return crawler.engine
+    except RuntimeError:  # from Scrapy 2.18 on
+        return None
+
+
 def close_spider(crawler: Crawler, reason: str) -> None:
-    """Have the crawl closed with *reason*, beside what is running now: waiting would deadlock."""
-    engine = crawler.engine
-    assert engine is not None
+    """Have the crawl closed with *reason*, beside what is running now: waiting would deadlock.
+
+    Without a crawl there is nothing to close.
+    """
+    engine = engine_of(crawler)
+    if engine is None:
+        return
     spawn(
         engine.close_spider_async(reason=reason),
         lambda failure: log_failed_close(crawler, reason, failure),

@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from scrapy.utils.asyncio import call_later as scrapy_call_later
@@ -21,7 +21,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 
 _T = TypeVar("_T")
 
@@ -210,6 +210,64 @@ def _way_back() -> Callable[..., object]:
     from twisted.internet import reactor
 
     return reactor.callFromThread  # type: ignore[no-any-return]
+
+
+class Started:
+    """What is left of *coroutine*, which was started by hand and gave *waiting*; await it.
+
+    The one who cancels it need not be the one who awaits it. It is cancelled as its runtime does
+    that: the task that awaits it is, or the Deferred that it waits for.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], waiting: Any) -> None:
+        self.coroutine = coroutine
+        self._waiting = waiting
+        self._task: Any = asyncio.current_task() if uses_asyncio() else None
+        self._cancellations = 0
+        self._is_given_up = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        resume: Callable[[Any], Any]
+        try:
+            while True:
+                try:
+                    result = yield self._waiting
+                except GeneratorExit:
+                    self.coroutine.close()
+                    raise
+                except BaseException as error:
+                    if self._is_given_up:
+                        self._close()
+                        raise
+                    resume, result = self.coroutine.throw, error
+                else:
+                    resume = self.coroutine.send
+                try:
+                    self._waiting = resume(result)
+                except StopIteration as done:
+                    return done.value
+        finally:
+            if hasattr(self._task, "uncancel"):  # from Python 3.11 on
+                for _ in range(self._cancellations):
+                    self._task.uncancel()
+
+    def _close(self) -> None:
+        # One that goes on waiting even so raises RuntimeError; nobody drives it any more.
+        with suppress(RuntimeError):
+            self.coroutine.close()
+
+    def cancel(self) -> None:
+        """Cancel it where it waits; it may still do what it wants."""
+        if self._task is not None:
+            self._cancellations += 1
+            self._task.cancel()
+        else:
+            self._waiting.cancel()
+
+    def give_up(self) -> None:
+        """Cancel it again and end it there, whatever it does: who awaits it goes on."""
+        self._is_given_up = True
+        self.cancel()
 
 
 def is_awaitable(value: object) -> bool:

@@ -46,6 +46,9 @@ PASSING: tuple[type[BaseException], ...] = (DropItem, CloseSpider, *CANCELLED)
 _ERRORS: tuple[type[BaseException], ...] = (Exception, *CANCELLED)
 _RUNNING = "_deferkit_running"
 
+WATCH = "_deferkit_watch"
+"""Where a crawler has what counts steps, given each ``(stack, name, call)`` as it is bound."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +59,9 @@ class Stack:
     changed, and copies to itself. :meth:`bind` gives the copy that runs in one crawler. A stack
     of plain callables can also be awaited as it is: ``item = await stack(item)``.
     """
+
+    needs_results = True
+    """Whether a step that returns ``None`` has failed."""
 
     steps: tuple[Step, ...] | None = None
     """The steps as they are called; ``None`` as long as some of them need a crawler."""
@@ -158,6 +164,7 @@ class Stack:
     def _set_up(self, crawler: Crawler | None) -> None:
         taken: set[str] = set()
         steps = []
+        watch = vars(crawler).get(WATCH) if crawler is not None else None
         for processor in self._processors:
             step = make_step(processor, crawler)
             name, number = step.name, 1
@@ -165,7 +172,8 @@ class Stack:
                 number += 1
                 name = f"{step.name}#{number}"
             taken.add(name)
-            steps.append(Step(name, step.call, step.source, step.takes_item_only))
+            call = step.call if watch is None else watch(self, name, step.call)
+            steps.append(Step(name, call, step.source, step.takes_item_only))
             if crawler is not None and is_stack(step.source) and step.source._parent is None:
                 step.source._parent, step.source._place = self, name
         self.steps = tuple(steps)
@@ -328,6 +336,10 @@ class StepCalls(Steps):
         """Note on *error* the path of the step where it rose."""
         if error is not self.handled:
             self.stack._mark(self.steps[position], error)
+
+    def path_of(self, position: int) -> str:
+        """Give the path of the step at *position*."""
+        return f"{self.stack.path}/{self.steps[position].name}"
 
     def nothing_returned(self, position: int) -> Exception:
         """Say which step returned no item."""

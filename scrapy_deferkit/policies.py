@@ -343,6 +343,8 @@ class Tap(Policy):
     further; ``DropItem`` still drops the item.
     """
 
+    needs_results = False
+
     def __init__(
         self,
         processor: Any,

@@ -18,6 +18,7 @@ from ._runtime import CANCELLED, is_asked_for, spawn, to_deferred
 from ._stack import cancelled_from_within
 from .exceptions import StepCancelled
 from .processor import stack_at
+from .stats import StepStats
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -61,6 +62,8 @@ class StackSpiderMiddleware:
         config = Config.from_settings(crawler.settings)
         if config.spider_stack is None:
             raise NotConfigured(f"{cls.__name__} needs the setting DEFERKIT_SPIDER_STACK")
+        if config.step_stats:
+            StepStats.of(crawler)
         with blaming("DEFERKIT_SPIDER_STACK"):
             bound = stack_at(config.spider_stack).bind(crawler)
             bound.refuse_unless_taking(1, "(item, response)")

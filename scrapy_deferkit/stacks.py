@@ -178,6 +178,8 @@ class Parallel(Stack):
     Runs on :func:`~scrapy_deferkit.defer.process_parallel_async`.
     """
 
+    needs_results = False
+
     def __init__(
         self,
         *branches: Any,

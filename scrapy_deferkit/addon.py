@@ -1,0 +1,59 @@
+"""One line in ``ADDONS`` that switches on the item processor and the report."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from typing import TYPE_CHECKING
+
+from scrapy.utils.misc import load_object
+
+from ._config import SETTINGS, Config
+from .itemprocessor import DeferKitItemProcessor
+from .report import Report
+
+if TYPE_CHECKING:
+    from scrapy.settings import BaseSettings
+
+logger = logging.getLogger(__name__)
+
+
+class Addon:
+    """Switch on the item processor and the report; what the user has set always wins.
+
+    ``ADDONS = {"scrapy_deferkit.Addon": 500}``
+    """
+
+    def update_settings(self, settings: BaseSettings) -> None:
+        """Set what is not set, and say in the log what is switched on.
+
+        Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where a setting is wrong.
+        """
+        _warn_of_unknown(settings)
+        settings.set("ITEM_PROCESSOR", "scrapy_deferkit.DeferKitItemProcessor", "addon")
+        settings.set("DEFERKIT_REPORT", True, "addon")
+        settings.setdefault_in_component_priority_dict("EXTENSIONS", Report, 0)
+        config = Config.from_settings(settings)
+        processor = load_object(settings["ITEM_PROCESSOR"])
+        switched_on = []
+        if isinstance(processor, type) and issubclass(processor, DeferKitItemProcessor):
+            bound = config.concurrent_items or "any number of"
+            timeout = f"{config.item_timeout:g} s" if config.item_timeout else "any time"
+            switched_on.append(f"the item processor ({bound} items at once, {timeout} each)")
+        else:
+            logger.warning(
+                "ITEM_PROCESSOR is %s, which was set in this project: items are neither bounded "
+                "nor timed. Take it out, or derive it from DeferKitItemProcessor.",
+                settings["ITEM_PROCESSOR"],
+            )
+        if config.report:
+            switched_on.append("the report")
+        logger.info("scrapy-deferkit has switched on %s", " and ".join(switched_on) or "nothing")
+
+
+def _warn_of_unknown(settings: BaseSettings) -> None:
+    for name in settings:
+        if isinstance(name, str) and name.startswith("DEFERKIT_") and name not in SETTINGS:
+            nearest = difflib.get_close_matches(name, SETTINGS, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            logger.warning("There is no setting %s%s", name, hint)

@@ -1,0 +1,463 @@
+"""An item processor that bounds, times and contains the item stage."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Generator
+from dataclasses import dataclass
+from operator import length_hint
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from scrapy import signals
+from scrapy.exceptions import CloseSpider, DropItem
+from scrapy.pipelines import ItemPipelineManager
+from scrapy.pipelines.media import MediaPipeline
+from scrapy.settings import Settings
+from scrapy.utils.python import global_object_name
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.python.failure import Failure
+
+from ._config import Config
+from ._engine import (
+    COROUTINE,
+    Gate,
+    chain,
+    granted,
+    is_pending,
+    resolve,
+    settled,
+    shield,
+    step_within,
+)
+from ._lifecycle import close_spider, engine_of
+from ._runtime import CANCELLED, Started, Timer, call_soon, is_asked_for, to_deferred
+from ._stack import cancelled_from_within
+from ._watchdog import GRACE, Watchdog
+from .exceptions import ClosingError, StepTimeout, mark_step, step_of
+from .processor import is_stack
+from .stats import FOLD_AT, StepStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from scrapy.crawler import Crawler
+
+    from .stats import StepRecord
+
+logger = logging.getLogger(__name__)
+
+_NO_ARGUMENTS: dict[str, Any] = {}
+_RECHECK_AFTER = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipeline:
+    """One ``process_item`` of ``ITEM_PIPELINES``."""
+
+    name: str
+    call: Callable[[Any], Any]
+    holds_stack: bool
+    record: StepRecord | None
+
+
+class DeferKitItemProcessor(ItemPipelineManager):
+    """Scrapy's item pipeline manager, on the engine of this package.
+
+    Runs ``ITEM_PIPELINES`` as Scrapy does, whatever their style, and adds to that:
+
+    * at most ``DEFERKIT_CONCURRENT_ITEMS`` items are in pipelines at once, across the crawl;
+    * an item that stays is warned about, and fails after ``DEFERKIT_ITEM_TIMEOUT`` seconds with a
+      :exc:`~scrapy_deferkit.exceptions.StepTimeout` that names the step it was in;
+    * failures carry the step where they rose, and steps are counted and timed
+      (:mod:`scrapy_deferkit.stats`);
+    * ``CloseSpider`` raised in a pipeline closes the crawl with its reason;
+    * ``DEFERKIT_MAX_FAILED_ITEMS`` closes it with the reason ``item_failures``;
+    * when the spider closes, every pipeline is closed, whatever the others do.
+
+    Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where a setting is wrong.
+    """
+
+    def __init__(self, *middlewares: Any, crawler: Crawler | None = None) -> None:
+        super().__init__(*middlewares, crawler=crawler)
+        config = Config.from_settings(Settings() if crawler is None else crawler.settings)
+        counts = config.step_stats and crawler is not None
+        self._stats = StepStats.of(crawler) if counts and crawler is not None else None
+        self._pipelines = tuple(self._make_pipelines())
+        self._calls = tuple(pipeline.call for pipeline in self._pipelines)
+        self._timed = tuple(
+            (pipeline.call, pipeline.record.work.recent, pipeline.record.work.recent.append)
+            for pipeline in self._pipelines
+            if pipeline.record is not None
+        )
+        bound = config.concurrent_items
+        self._slots = DeferredSemaphore(bound) if bound else None
+        self._timeout = config.item_timeout
+        self._watchdog: Watchdog[_Visit] = Watchdog(self._timeout)
+        self._limit = config.max_failed_items
+        self._is_windowed = self._limit is not None and self._limit.of_last is not None
+        self._ended = 0
+        self._failures: deque[int] = deque()
+        self._inside = 0
+        self._emptied: Gate | None = None
+        self._rechecking: Timer | None = None
+        self._publishing: Timer | None = None
+        self._publish_interval = 0.0
+        if self._stats is not None:
+            self._stats.before_reading = self._note_inside
+        if crawler is not None:
+            self._publish_interval = crawler.settings.getfloat("LOGSTATS_INTERVAL")
+            crawler.signals.connect(self._on_item_error, signals.item_error)
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> Any:
+        """Build the pipelines of *crawler*, with the steps of their stacks counted."""
+        if Config.from_settings(crawler.settings).step_stats:
+            StepStats.of(crawler)
+        return super().from_crawler(crawler)
+
+    def _make_pipelines(self) -> Iterator[_Pipeline]:
+        taken: set[str] = set()
+        for method in self.methods["process_item"]:
+            assert method is not None
+            pipeline = getattr(method, "__self__", method)
+            kind = type(pipeline).__name__ if pipeline is not method else method.__name__
+            name, number = kind, 1
+            while name in taken:
+                number += 1
+                name = f"{kind}#{number}"
+            taken.add(name)
+            yield _Pipeline(
+                name,
+                self._adapted(method, pipeline),
+                is_stack(getattr(pipeline, "bound", None)),
+                None if self._stats is None else self._stats.add(name.__str__),
+            )
+
+    def _adapted(self, method: Callable[..., Any], pipeline: Any) -> Callable[[Any], Any]:
+        """Give *method* in the form ``call(item)``."""
+        call = method
+        if method in self._mw_methods_requiring_spider:
+
+            def call(item: Any) -> Any:
+                return method(item, self._spider)
+
+        if not isinstance(pipeline, MediaPipeline):
+            return call
+
+        def call_shielded(item: Any) -> Any:
+            # Media pipelines share a download between items: cancelled with one of them, it would
+            # leave the others waiting for ever.
+            result = call(item)
+            return shield(result) if is_pending(result) else result
+
+        return call_shielded
+
+    async def open_spider_async(self) -> None:
+        """Open every pipeline."""
+        await super().open_spider_async()
+        self._publish_every(self._publish_interval)
+
+    async def process_item_async(self, item: Any) -> Any:
+        """Give *item* as the pipelines made it.
+
+        Raises what a pipeline raises, and :exc:`~scrapy_deferkit.exceptions.StepTimeout` after
+        ``DEFERKIT_ITEM_TIMEOUT``.
+        """
+        slots = self._slots
+        visit: _Visit | None = None
+        holds_slot = slots is not None and not slots.tokens
+        if holds_slot:
+            await self._wait_for_slot()
+        left: Iterator[Any]
+        calls: Iterator[Callable[[Any], Any]]
+        if self._timed:
+            if len(self._timed[0][1]) >= FOLD_AT:
+                self._fold()
+            left = iter(self._timed)
+            calls = _timing(left)
+        else:
+            left = calls = iter(self._calls)
+        try:
+            # Not process_chain_async(): what has to be bounded and watched is what waits, and
+            # started by hand, all others pay for nothing.
+            work = chain(calls, item, (), _NO_ARGUMENTS, COROUTINE)
+            try:
+                waiting = work.send(None)
+            except StopIteration as done:
+                return done.value
+            if not holds_slot:
+                holds_slot = True
+                self._take_slot()
+            visit = _Visit(work, waiting)
+            visit.processor, visit.left = self, left
+            self._watchdog.begin(visit)
+            result = await visit
+            if visit.expired_at is not None:
+                raise CancelledError
+            return result
+        except BaseException as error:
+            failure = self._failure(calls, left, visit, error)
+            if failure is error:
+                raise
+            raise failure from error
+        finally:
+            if visit is not None:
+                self._watchdog.end(visit)
+            if holds_slot:
+                self._give_slot_back()
+            if self._is_windowed:
+                self._ended += 1
+
+    async def _wait_for_slot(self) -> None:
+        slots = self._slots
+        assert slots is not None
+        started = perf_counter()
+        self._inside += 1
+        try:
+            await granted(slots.acquire(), slots.release)
+        except BaseException:
+            self._inside -= 1
+            raise
+        if self._stats is not None:
+            self._stats.note_waiting(perf_counter() - started)
+
+    def _take_slot(self) -> None:
+        self._inside += 1
+        if self._slots is not None:
+            self._slots.acquire()
+
+    def _give_slot_back(self) -> None:
+        self._inside -= 1
+        if self._slots is not None:
+            if self._slots.waiting:
+                # On a turn of its own: the next item begins, and may end, before it returns.
+                call_soon(self._slots.release)
+            else:
+                self._slots.release()
+        if not self._inside and self._emptied is not None:
+            self._emptied.open()
+        self._recheck()
+
+    def _fold(self) -> None:
+        for pipeline in self._pipelines:
+            if pipeline.record is not None:
+                pipeline.record.work.fold()
+
+    def _position(self, left: Iterator[Any]) -> int:
+        """Tell which pipeline an item is in, for which those in *left* have not been called."""
+        return len(self._calls) - length_hint(left) - 1
+
+    def _failure(
+        self,
+        calls: Iterator[Any],
+        left: Iterator[Any],
+        visit: _Visit | None,
+        error: BaseException,
+    ) -> BaseException:
+        """Give what the item ends with, after *error*; count it, and note where it rose."""
+        if isinstance(calls, Generator):
+            calls.close()
+        if isinstance(error, GeneratorExit):
+            return error
+        expired_at = None if visit is None else visit.expired_at
+        pipeline = self._pipelines[self._position(left) if expired_at is None else expired_at]
+        record = pipeline.record
+        if visit is not None and expired_at is not None:
+            error = StepTimeout(visit.expired_in, self._timeout)
+            mark_step(error, visit.expired_in)
+        elif not isinstance(error, Exception) and isinstance(error, CANCELLED):
+            if is_asked_for(error):
+                if record is not None:
+                    record.cancelled += 1
+                return error
+            # Scrapy would take it for its own, and lose the item unheard.
+            error = cancelled_from_within(error)
+        if isinstance(error, DropItem):
+            if record is not None:
+                record.dropped += 1
+            return error
+        if record is not None:
+            record.failed += 1
+        if expired_at is None and not (pipeline.holds_stack and step_of(error)):
+            mark_step(error, pipeline.name)
+        if isinstance(error, CloseSpider) and self.crawler is not None:
+            close_spider(self.crawler, error.reason or "cancelled")
+        return error
+
+    def _on_item_error(self) -> None:
+        crawler, limit = self.crawler, self._limit
+        assert crawler is not None
+        crawler.stats.inc_value("deferkit/items/failed")
+        if limit is None:
+            return
+        self._failures.append(self._ended)
+        if limit.of_last is not None:
+            while self._failures[0] <= self._ended - limit.of_last:
+                self._failures.popleft()
+        if len(self._failures) == limit.items:
+            logger.error(
+                "%d items%s have failed: closing the spider (DEFERKIT_MAX_FAILED_ITEMS)",
+                limit.items,
+                f" of the last {limit.of_last}" if limit.of_last else "",
+                extra={"spider": self._spider},
+            )
+            close_spider(crawler, "item_failures")
+
+    def _recheck(self) -> None:
+        """Have Scrapy look again whether it can close, once this item has ended.
+
+        It looks when a response ends; an item that ``start()`` yielded has none, and the crawl
+        would wait for ever. This is the one private call of Scrapy's that it needs.
+        """
+        if self._rechecking is None and self._closing_scraper() is not None:
+            self._rechecking = Timer(0, self._look_again)
+
+    def _look_again(self) -> None:
+        self._rechecking = None
+        scraper = self._closing_scraper()
+        if scraper is None:
+            return
+        if scraper.slot.is_idle():
+            scraper._check_if_closing()
+        else:  # a handler of the item's signal may take its time
+            self._rechecking = Timer(_RECHECK_AFTER, self._look_again)
+
+    def _closing_scraper(self) -> Any:
+        engine = None if self.crawler is None else engine_of(self.crawler)
+        scraper = getattr(engine, "scraper", None)
+        closing = getattr(getattr(scraper, "slot", None), "closing", None)
+        is_closing = closing is not None and not closing.called
+        return scraper if is_closing and hasattr(scraper, "_check_if_closing") else None
+
+    async def close_spider_async(self) -> None:
+        """Close every pipeline, all at once and the last one first, whatever one of them does.
+
+        Raises one :exc:`~scrapy_deferkit.exceptions.ClosingError` that carries all failures.
+        """
+        if self._inside:  # Scrapy before 2.19 does not wait for start()'s
+            self._emptied = Gate([])
+            await resolve(self._emptied.deferred)
+        self._watchdog.stop()
+        errors: list[BaseException] = []
+        try:
+            await self._close_pipelines(errors)
+        finally:
+            if self._publishing is not None:
+                self._publishing.cancel()
+            if self._stats is not None:
+                self._stats.publish()
+        if errors:
+            raise ClosingError("ITEM_PIPELINES", errors)
+
+    async def _close_pipelines(self, errors: list[BaseException]) -> None:
+        begun: list[tuple[Any, Any]] = []
+        for method in self.methods["close_spider"]:
+            assert method is not None
+            wants_spider = method in self._mw_methods_requiring_spider
+            try:
+                result: Any = method(self._spider) if wants_spider else method()
+                if is_pending(result):
+                    result = to_deferred(result)
+            except Exception:
+                result = Failure()
+            begun.append((method, result))
+        for method, result in begun:
+            outcome = await settled(result) if isinstance(result, Deferred) else result
+            if isinstance(outcome, Failure):
+                assert outcome.value is not None
+                errors.append(outcome.value)
+                self._log_failed_close(global_object_name(method), outcome.value)
+
+    def _log_failed_close(self, name: str, error: BaseException) -> None:
+        if self.crawler is not None:
+            self.crawler.stats.inc_value("deferkit/pipelines/failed_to_close")
+        extra = {"spider": self._spider}
+        logger.error("%s failed: %s", name, error, exc_info=error, extra=extra)
+
+    def _publish_every(self, interval: float) -> None:
+        if self._stats is None or interval <= 0:
+            return
+
+        def publish() -> None:
+            assert self._stats is not None
+            self._stats.publish()
+            self._publish_every(interval)
+
+        self._publishing = Timer(interval, publish)
+
+    def _note_inside(self) -> None:
+        """Let the records know how many items are in each pipeline."""
+        inside = Counter(visit.position for visit in self._watchdog)
+        for position, pipeline in enumerate(self._pipelines):
+            if pipeline.record is not None:
+                pipeline.record.inside = inside[position]
+
+
+class _Visit(Started):
+    """The stay of an item that waits in a pipeline."""
+
+    processor: DeferKitItemProcessor
+    left: Iterator[Any]
+    """The pipelines that have not been called; how many those are tells where the item is."""
+
+    expired_at: int | None = None
+    expired_in = ""
+
+    @property
+    def position(self) -> int:
+        """Which pipeline the item is in."""
+        return self.processor._position(self.left)
+
+    @property
+    def step(self) -> str:
+        """The path of the step that the item waits in."""
+        return step_within(self.coroutine) or self.processor._pipelines[self.position].name
+
+    def warn(self, seconds: float) -> None:
+        """Log that the item has been here for *seconds*."""
+        timeout = self.processor._timeout
+        self._log(
+            logging.WARNING,
+            "An item has been in the pipelines for %g s, now in %s%s",
+            seconds,
+            self.step,
+            f"; it fails after {timeout:g} s (DEFERKIT_ITEM_TIMEOUT)" if timeout else "",
+        )
+
+    def expire(self) -> None:
+        """Cancel the step; the item fails, whatever the step does, and no other step runs."""
+        self.expired_at, self.expired_in = self.position, self.step
+        deque(self.left, maxlen=0)
+        self.cancel()
+
+    def give_up(self) -> None:
+        """End the step, which was cancelled and goes on."""
+        self._log(
+            logging.ERROR,
+            "%s was cancelled after %g s and has not ended %g s later; its item fails without it",
+            self.expired_in,
+            self.processor._timeout,
+            GRACE,
+        )
+        super().give_up()
+
+    def _log(self, level: int, message: str, *args: object) -> None:
+        logger.log(level, message, *args, extra={"spider": self.processor._spider})
+
+
+def _timing(
+    steps: Iterator[tuple[Callable[[Any], Any], list[float], Callable[[float], None]]],
+) -> Generator[Callable[[Any], Any], None, None]:
+    """Give one call after the other, and note how long each has taken when the next is due."""
+    started = perf_counter()
+    for call, _, note in steps:
+        try:
+            yield call
+        except GeneratorExit:  # it failed
+            note(perf_counter() - started)
+            raise
+        ended = perf_counter()
+        note(ended - started)
+        started = ended

@@ -1,0 +1,163 @@
+"""The report at the end of a crawl: what became of the items, and where the time went."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from scrapy import signals
+from scrapy.exceptions import NotConfigured
+
+from ._config import Config
+from .exceptions import step_of
+from .stats import StepFigures, step_stats
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scrapy.crawler import Crawler
+    from scrapy.http import Response
+    from twisted.python.failure import Failure
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+_MOST_KINDS = 200
+_SEVERAL = 16
+_SUGGESTED = 8
+_FEW_WAIT = 0.05
+_LONG_ENOUGH = 0.001
+
+
+class Report:
+    """An extension that logs one table when the spider closes, where ``DEFERKIT_REPORT`` is on.
+
+    It has the items that were scraped, dropped and failed; for each step its counts, its share of
+    the time and its slowest item; the commonest failure of each step, with the page of one such
+    item; and a smaller ``CONCURRENT_ITEMS``, where the steps hardly waited.
+    """
+
+    def __init__(self, crawler: Crawler) -> None:
+        self._crawler = crawler
+        self._kinds: Counter[tuple[str, str]] = Counter()
+        self._examples: dict[tuple[str, str], str] = {}
+        self._failed = 0
+        crawler.signals.connect(self._on_error, signals.item_error)
+        crawler.signals.connect(self._on_closed, signals.spider_closed)
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> Self:
+        """Build the extension; raises :exc:`~scrapy.exceptions.NotConfigured` where it is off."""
+        if not Config.from_settings(crawler.settings).report:
+            raise NotConfigured
+        return cls(crawler)
+
+    def _on_error(self, failure: Failure, response: Response | None) -> None:
+        self._failed += 1
+        error = failure.value
+        assert error is not None
+        kind = (step_of(error) or "(unknown)", _described(error))
+        if kind in self._kinds or len(self._kinds) < _MOST_KINDS:
+            self._kinds[kind] += 1
+            self._examples.setdefault(kind, getattr(response, "url", "no page: from start()"))
+
+    def _on_closed(self) -> None:
+        logger.info("%s", self.text(), extra={"spider": self._crawler.spider})
+
+    def text(self) -> str:
+        """Give the report as it is now."""
+        count = self._crawler.stats.get_value
+        scraped, dropped = count("item_scraped_count", 0), count("item_dropped_count", 0)
+        figures = [step for step in step_stats(self._crawler) if step.entered]
+        parts = [f"Items: {scraped} scraped, {dropped} dropped, {self._failed} failed"]
+        if figures:
+            parts.append(_table_of_steps(figures))
+        if self._kinds:
+            parts.append(self._table_of_failures())
+        if suggestion := self._suggestion(figures):
+            parts.append(suggestion)
+        return "\n".join(parts)
+
+    def _table_of_failures(self) -> str:
+        rows = []
+        seen: set[str] = set()
+        for (step, error), number in self._kinds.most_common():
+            if step not in seen:
+                seen.add(step)
+                rows.append((step, str(number), error, self._examples[step, error]))
+        return _drawn(("commonest failure in", "times", "error", "for instance"), rows)
+
+    def _suggestion(self, figures: list[StepFigures]) -> str | None:
+        """Suggest a smaller ``CONCURRENT_ITEMS`` where hardly any item waited in a pipeline."""
+        settings = self._crawler.settings
+        now = settings.getint("CONCURRENT_ITEMS")
+        pages = self._crawler.stats.get_value("response_received_count", 0)
+        items = self._crawler.stats.get_value("item_scraped_count", 0)
+        pipelines = [step for step in figures if "/" not in step.path]
+        if not pipelines or now <= _SEVERAL or not items or not pages:
+            return None
+        waiting = max(step.p95 for step in pipelines)
+        per_page = items / pages
+        if waiting >= _LONG_ENOUGH or per_page > _SUGGESTED:
+            return None
+        return (
+            f"CONCURRENT_ITEMS = {_SUGGESTED} would make this crawl cheaper than {now}: its steps "
+            f"hardly waited (95% of the items within {_in_time(waiting)}), there were "
+            f"{per_page:.1f} items a page, and Scrapy prepares {now} workers for each page, "
+            "however few its items. Where steps begin to wait, raise it again."
+        )
+
+
+def _described(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _in_time(seconds: float) -> str:
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _table_of_steps(figures: list[StepFigures]) -> str:
+    # Times of nested steps are part of their stack's: shares are of what the pipelines took.
+    total = sum(step.total for step in figures if "/" not in step.path)
+    rows = [
+        (
+            step.path,
+            str(step.entered),
+            str(step.ok),
+            str(step.dropped),
+            str(step.failed),
+            str(step.retried),
+            f"{step.total / total:.0%}" if total else "-",
+            _in_time(step.p50),
+            _in_time(step.p95),
+            _in_time(step.longest),
+        )
+        for step in sorted(figures, key=lambda step: step.path)
+    ]
+    head = ("step", "in", "ok", "dropped", "failed", "retried", "time", "p50", "p95", "slowest")
+    return _drawn(head, rows)
+
+
+def _drawn(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Draw a table in plain text."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.ASCII2, pad_edge=True)
+    numbers = {name for name in head if name not in ("step", "commonest failure in", "error")}
+    for name in head:
+        is_number = name in numbers and name != "for instance"
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out = io.StringIO()
+    options: dict[str, Any] = {"width": 160, "color_system": None, "legacy_windows": False}
+    Console(file=out, force_terminal=False, **options).print(table)
+    return out.getvalue().rstrip()

@@ -1,0 +1,315 @@
+"""What each step did, and how long it took: counted while the crawl runs, in bounded memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from scrapy.exceptions import DropItem
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from ._engine import is_pending
+from ._runtime import CANCELLED
+from ._stack import WATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from scrapy.crawler import Crawler
+
+    from ._stack import Stack
+
+# Twenty to each power of ten, from a microsecond to more than a day: a value and the bound of its
+# bucket are at most an eighth apart.
+_BOUNDS = [10 ** (exponent / 20) for exponent in range(-120, 101)]
+
+FOLD_AT = 2048
+"""How many durations are gathered before they are counted."""
+
+_STATS = "_deferkit_stats"
+
+
+class Latencies:
+    """Durations in seconds, counted in buckets whose width grows geometrically.
+
+    The idea is that of G. Tene's HdrHistogram. Durations are gathered in ``recent``, the cheapest
+    thing to do with one, and counted some thousands at a time by :meth:`fold`.
+    """
+
+    __slots__ = ("_buckets", "_count", "_longest", "_total", "recent")
+
+    def __init__(self) -> None:
+        self.recent: list[float] = []
+        self._buckets = [0] * (len(_BOUNDS) + 1)
+        self._count = 0
+        self._total = 0.0
+        self._longest = 0.0
+
+    def fold(self) -> None:
+        """Count what has been gathered."""
+        recent = self.recent
+        if not recent:
+            return
+        recent.sort()
+        start, end = 0, len(recent)
+        while start < end:
+            bucket = bisect_left(_BOUNDS, recent[start])
+            is_last = bucket == len(_BOUNDS)
+            stop = end if is_last else bisect_right(recent, _BOUNDS[bucket], start)
+            self._buckets[bucket] += stop - start
+            start = stop
+        self._count += end
+        self._total += sum(recent)
+        self._longest = max(self._longest, recent[-1])
+        recent.clear()
+
+    @property
+    def count(self) -> int:
+        """How many durations there are."""
+        return self._count + len(self.recent)
+
+    @property
+    def total(self) -> float:
+        """The sum of all durations."""
+        return self._total + sum(self.recent)
+
+    @property
+    def longest(self) -> float:
+        """The longest duration; 0 where there is none."""
+        return max(self._longest, max(self.recent, default=0.0))
+
+    def percentile(self, percent: float) -> float:
+        """Give what *percent* per cent of the durations do not exceed, to within an eighth."""
+        self.fold()
+        rank = self._count * percent / 100
+        seen = 0
+        for bound, number in zip((*_BOUNDS, self._longest), self._buckets, strict=True):
+            seen += number
+            if number and seen >= rank:
+                return min(bound, self._longest)
+        return 0.0
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """What one step did up to now; times are in seconds, and hold its waiting."""
+
+    path: str
+    entered: int
+    ok: int
+    dropped: int
+    failed: int
+    cancelled: int
+    retried: int
+    total: float
+    p50: float
+    p95: float
+    p99: float
+    longest: float
+
+
+class StepRecord:
+    """The counts of one step."""
+
+    __slots__ = ("_path", "cancelled", "dropped", "failed", "inside", "work")
+
+    def __init__(self, path: Callable[[], str]) -> None:
+        self._path = path
+        self.work = Latencies()
+        self.inside = 0
+        self.dropped = 0
+        self.failed = 0
+        self.cancelled = 0
+
+    @property
+    def path(self) -> str:
+        """The path of the step, which is known once its stack has its place."""
+        return self._path()
+
+    def note(self, error: BaseException) -> None:
+        """Count that the step ended with *error*."""
+        if isinstance(error, DropItem):
+            self.dropped += 1
+        elif isinstance(error, CANCELLED):
+            self.cancelled += 1
+        else:
+            self.failed += 1
+
+    def note_time(self, seconds: float) -> None:
+        """Count that the step took *seconds*."""
+        recent = self.work.recent
+        recent.append(seconds)
+        if len(recent) >= FOLD_AT:
+            self.work.fold()
+
+    def wait(self, pending: Any, started: float, fails: Callable[[Any], bool]) -> Any:
+        """Count *pending*, the result of the step, when it has come."""
+        if not isinstance(pending, Deferred):
+            return self._await(pending, started, fails)
+        self.inside += 1
+
+        def note(result: Any) -> Any:
+            self.inside -= 1
+            self.note_time(perf_counter() - started)
+            if isinstance(result, Failure):
+                assert result.value is not None
+                self.note(result.value)
+            elif fails(result):
+                self.failed += 1
+            return result
+
+        return pending.addBoth(note)
+
+    async def _await(
+        self, pending: Awaitable[Any], started: float, fails: Callable[[Any], bool]
+    ) -> Any:
+        self.inside += 1
+        try:
+            result = await pending
+        except BaseException as error:
+            self.note(error)
+            raise
+        finally:
+            self.inside -= 1
+            self.note_time(perf_counter() - started)
+        if isinstance(result, Failure):
+            assert result.value is not None
+            self.note(result.value)
+        elif fails(result):
+            self.failed += 1
+        return result
+
+    def figures(self, retried: int) -> StepFigures:
+        """Give the counts as they are now."""
+        ended, work = self.work.count, self.work
+        return StepFigures(
+            path=self.path,
+            entered=ended + self.inside,
+            ok=ended - self.dropped - self.failed - self.cancelled,
+            dropped=self.dropped,
+            failed=self.failed,
+            cancelled=self.cancelled,
+            retried=retried,
+            total=work.total,
+            p50=work.percentile(50),
+            p95=work.percentile(95),
+            p99=work.percentile(99),
+            longest=work.longest,
+        )
+
+
+class StepStats:
+    """The steps of one crawl: those of its pipelines, and those of every stack bound from now on.
+
+    :meth:`of` gives the one of a crawler.
+    """
+
+    def __init__(self, crawler: Crawler) -> None:
+        self._crawler = crawler
+        self._records: list[StepRecord] = []
+        self.waiting = Latencies()
+        """How long items waited for a slot, those that had to."""
+
+        self.before_reading: Callable[[], object] | None = None
+        """Called before counts are read: for those that are only then counted."""
+
+    @classmethod
+    def of(cls, crawler: Crawler) -> StepStats:
+        """Give the stats of *crawler*, whose stacks are counted from now on."""
+        stats: StepStats | None = vars(crawler).get(_STATS)
+        if stats is None:
+            stats = vars(crawler)[_STATS] = cls(crawler)
+            vars(crawler)[WATCH] = stats._watch
+        return stats
+
+    def add(self, path: Callable[[], str]) -> StepRecord:
+        """Give the record of another step, whose path *path* tells."""
+        record = StepRecord(path)
+        self._records.append(record)
+        return record
+
+    def note_waiting(self, seconds: float) -> None:
+        """Count that an item waited for a slot for *seconds*."""
+        self.waiting.recent.append(seconds)
+        if len(self.waiting.recent) >= FOLD_AT:
+            self.waiting.fold()
+
+    def _watch(self, stack: Stack, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Give *call*, the step *name* of *stack*, so that it is counted."""
+        record = self.add(lambda: f"{stack.path}/{name}")
+        fails = _is_nothing if stack.needs_results else _never
+
+        def counted(item: Any, /, *args: Any, **kwargs: Any) -> Any:
+            started = perf_counter()
+            try:
+                result = call(item, *args, **kwargs)
+            except BaseException as error:
+                record.note_time(perf_counter() - started)
+                record.note(error)
+                raise
+            if is_pending(result):
+                return record.wait(result, started, fails)
+            record.note_time(perf_counter() - started)
+            if isinstance(result, Failure):
+                assert result.value is not None
+                record.note(result.value)
+            elif fails(result):
+                record.failed += 1
+            return result
+
+        vars(counted)["__wrapped__"] = call  # for who reads its signature
+        return counted
+
+    def figures(self) -> list[StepFigures]:
+        """Give what every step has done up to now, in the order in which they were built."""
+        if self.before_reading is not None:
+            self.before_reading()
+        retried = self._crawler.stats.get_value
+        return [
+            record.figures(retried(f"deferkit/{record.path}/retried", 0))
+            for record in self._records
+        ]
+
+    def publish(self) -> None:
+        """Put the counts into the crawl's stats; the keys are in docs/addon.md."""
+        set_value = self._crawler.stats.set_value
+        for step in self.figures():
+            if not step.entered:
+                continue
+            prefix = f"deferkit/{step.path}"
+            set_value(f"{prefix}/in", step.entered)
+            set_value(f"{prefix}/ok", step.ok)
+            for what in ("dropped", "failed", "cancelled"):
+                if number := getattr(step, what):
+                    set_value(f"{prefix}/{what}", number)
+            set_value(f"{prefix}/seconds", round(step.total, 6))
+            for name in ("p50", "p95", "p99"):
+                set_value(f"{prefix}/{name}", round(getattr(step, name), 6))
+            set_value(f"{prefix}/max", round(step.longest, 6))
+        if self.waiting.count:
+            set_value("deferkit/slot/waited", self.waiting.count)
+            set_value("deferkit/slot/seconds", round(self.waiting.total, 6))
+            for percent in (50, 95, 99):
+                value = round(self.waiting.percentile(percent), 6)
+                set_value(f"deferkit/slot/p{percent}", value)
+            set_value("deferkit/slot/max", round(self.waiting.longest, 6))
+
+
+def step_stats(crawler: Crawler) -> list[StepFigures]:
+    """Give what each step of *crawler* has done up to now; it may be called at any time.
+
+    Steps are counted under the item processor, unless ``DEFERKIT_STEP_STATS`` is off.
+    """
+    stats: StepStats | None = vars(crawler).get(_STATS)
+    return [] if stats is None else stats.figures()
+
+
+def _is_nothing(result: Any) -> bool:
+    return result is None
+
+
+def _never(_: Any) -> bool:
+    return False
