@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import scrapy.utils.defer
+from crawls import Measurement, OnePage, Pages, WaitingPipeline, crawls
 from pyperf import perf_counter
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.utils.defer import maybe_deferred_to_future
@@ -22,6 +23,7 @@ from scrapy_deferkit import (
     Chain,
     ChainPipeline,
     CircuitBreaker,
+    DeferKitItemProcessor,
     Limit,
     Retry,
     Timeout,
@@ -29,8 +31,6 @@ from scrapy_deferkit import (
     defer,
 )
 from scrapy_deferkit.testing import mock_crawler
-
-Measurement = Callable[[int], Awaitable[float]]
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,18 @@ class Comparison:
     what: str
     target: float
     make: Callable[[], Awaitable[tuple[Measurement, Measurement]]]
+    loops: int | None = None
+    """How many loops make a measurement; ``None`` to find out."""
 
 
 COMPARISONS: list[Comparison] = []
 
 
-def comparison(what: str, target: float) -> Callable[[Any], Any]:
+def comparison(what: str, target: float, loops: int | None = None) -> Callable[[Any], Any]:
     """Add a comparison: the peer has to take *target* times as long as we do, or more."""
 
     def add(make: Callable[[], Any]) -> Callable[[], Any]:
-        COMPARISONS.append(Comparison(make.__name__, what, target, make))
+        COMPARISONS.append(Comparison(make.__name__, what, target, make, loops))
         return make
 
     return add
@@ -101,6 +103,9 @@ def quietly(measurement: Measurement) -> Measurement:
             return await measurement(loops)
 
     return measure
+
+
+ADDON = {"ADDONS": {"scrapy_deferkit.Addon": 500}}
 
 
 def pass_on(item: Any) -> Any:
@@ -209,3 +214,47 @@ async def copy_of_an_item() -> tuple[Measurement, Measurement]:
     item = {"title": "A Light in the Attic"}
     bare = Chain(pass_on).bind(mock_crawler())
     return calls(functools.partial(copy_item, item)), awaits(functools.partial(bare, item))
+
+
+def processor_and_manager(**settings: Any) -> tuple[Measurement, Measurement]:
+    pipelines = [PlainPipeline() for _ in range(5)]
+    ours = DeferKitItemProcessor(*pipelines, crawler=mock_crawler(settings))
+    theirs = ItemPipelineManager(*pipelines, crawler=mock_crawler())
+    item = {"title": "A Light in the Attic"}
+    return (
+        awaits(functools.partial(ours.process_item_async, item)),
+        awaits(functools.partial(theirs.process_item_async, item)),
+    )
+
+
+@comparison("item processor, 5 plain pipelines | ItemPipelineManager", target=2.0)
+async def item_processor() -> tuple[Measurement, Measurement]:
+    return processor_and_manager()
+
+
+@comparison("the same without step stats | ItemPipelineManager", target=5.0)
+async def item_processor_without_stats() -> tuple[Measurement, Measurement]:
+    return processor_and_manager(DEFERKIT_STEP_STATS=False)
+
+
+@comparison("CPU of a page with one item, with the add-on | without", target=0.98, loops=600)
+async def crawl_of_pages() -> tuple[Measurement, Measurement]:
+    return crawls(Pages, **ADDON), crawls(Pages)
+
+
+@comparison("the same with the CONCURRENT_ITEMS that is suggested | without", 1.35, loops=600)
+async def crawl_of_pages_as_suggested() -> tuple[Measurement, Measurement]:
+    return crawls(Pages, CONCURRENT_ITEMS=8, **ADDON), crawls(Pages)
+
+
+@comparison("an item of 1,000 of one page that each wait 50 ms, by the clock", 0.97, loops=1000)
+async def crawl_of_items_that_wait() -> tuple[Measurement, Measurement]:
+    return (
+        crawls(OnePage, WaitingPipeline, perf_counter, **ADDON),
+        crawls(OnePage, WaitingPipeline, perf_counter),
+    )
+
+
+@comparison("CPU of an item of 50,000 of one callback", target=0.97, loops=50_000)
+async def crawl_of_many_items() -> tuple[Measurement, Measurement]:
+    return crawls(OnePage, **ADDON), crawls(OnePage)

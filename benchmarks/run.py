@@ -26,12 +26,13 @@ class Form(NamedTuple):
 
     processes: int
     rounds: int
+    crawls: int  # rounds of what is a whole crawl
     seconds: float  # that one measurement takes, at least
     share_of_target: float
 
 
-FULL = Form(processes=5, rounds=12, seconds=0.05, share_of_target=1.0)
-SHORT = Form(processes=2, rounds=7, seconds=0.02, share_of_target=0.5)
+FULL = Form(processes=5, rounds=12, crawls=3, seconds=0.05, share_of_target=1.0)
+SHORT = Form(processes=2, rounds=7, crawls=1, seconds=0.02, share_of_target=0.5)
 
 
 async def calibrate(measure: Measurement, seconds: float) -> tuple[int, float]:
@@ -45,9 +46,15 @@ async def calibrate(measure: Measurement, seconds: float) -> tuple[int, float]:
 async def measure_in_turn(compared: Comparison, form: Form) -> list[pyperf.Benchmark]:
     """Measure both sides, round by round, each as often the first of the two as the other."""
     measures = dict(zip(SIDES, await compared.make(), strict=True))
-    calibrated = {side: await calibrate(measures[side], form.seconds) for side in SIDES}
+    if compared.loops is None:
+        rounds = form.rounds
+        calibrated = {side: await calibrate(measures[side], form.seconds) for side in SIDES}
+    else:
+        rounds = form.crawls
+        loops = compared.loops
+        calibrated = {side: (loops, await measures[side](loops) / loops) for side in SIDES}
     values: dict[str, list[float]] = {side: [] for side in SIDES}
-    for number in range(form.rounds):
+    for number in range(rounds):
         for side in SIDES if number % 2 else reversed(SIDES):
             loops, _ = calibrated[side]
             values[side].append(await measures[side](loops) / loops)
