@@ -1,4 +1,4 @@
-"""One line in ``ADDONS`` that switches on the item processor and the report."""
+"""One line in ``ADDONS`` for the item processor, the dead letters and the report."""
 
 from __future__ import annotations
 
@@ -11,15 +11,20 @@ from scrapy.utils.misc import load_object
 from ._config import SETTINGS, Config
 from .itemprocessor import DeferKitItemProcessor
 from .report import Report
+from .spidermiddlewares import DeliverySpiderMiddleware
 
 if TYPE_CHECKING:
     from scrapy.settings import BaseSettings
 
 logger = logging.getLogger(__name__)
 
+_NEXT_TO_THE_ENGINE = -1_000_000
+
 
 class Addon:
-    """Switch on the item processor and the report; what the user has set always wins.
+    """Switch on the item processor, the dead letters and the report.
+
+    What the user has set always wins:
 
     ``ADDONS = {"scrapy_deferkit.Addon": 500}``
     """
@@ -31,7 +36,12 @@ class Addon:
         """
         _warn_of_unknown(settings)
         settings.set("ITEM_PROCESSOR", "scrapy_deferkit.DeferKitItemProcessor", "addon")
+        settings.set("DEFERKIT_DEAD_LETTERS", True, "addon")
         settings.set("DEFERKIT_REPORT", True, "addon")
+        # Next to the engine: behind it, no middleware changes which items there are.
+        settings.setdefault_in_component_priority_dict(
+            "SPIDER_MIDDLEWARES", DeliverySpiderMiddleware, _NEXT_TO_THE_ENGINE
+        )
         settings.setdefault_in_component_priority_dict("EXTENSIONS", Report, 0)
         config = Config.from_settings(settings)
         processor = load_object(settings["ITEM_PROCESSOR"])
@@ -40,15 +50,18 @@ class Addon:
             bound = config.concurrent_items or "any number of"
             timeout = f"{config.item_timeout:g} s" if config.item_timeout else "any time"
             switched_on.append(f"the item processor ({bound} items at once, {timeout} each)")
+            if config.dead_letters:
+                journal = " and the journal" if config.journal else ""
+                switched_on.append(f"the dead letters{journal}")
         else:
             logger.warning(
-                "ITEM_PROCESSOR is %s, which was set in this project: items are neither bounded "
-                "nor timed. Take it out, or derive it from DeferKitItemProcessor.",
+                "ITEM_PROCESSOR is %s, which was set in this project: items are neither bounded, "
+                "timed nor kept. Take it out, or derive it from DeferKitItemProcessor.",
                 settings["ITEM_PROCESSOR"],
             )
         if config.report:
             switched_on.append("the report")
-        logger.info("scrapy-deferkit has switched on %s", " and ".join(switched_on) or "nothing")
+        logger.info("scrapy-deferkit has switched on %s", ", ".join(switched_on) or "nothing")
 
 
 def _warn_of_unknown(settings: BaseSettings) -> None:

@@ -81,6 +81,14 @@ class ClosingError(DeferKitError):
         return type(self), (self.stack, self.errors), self.__dict__
 
 
+class DeadLettersError(DeferKitError):
+    """The dead letters cannot be used: where they are, what happened, and the fix."""
+
+
+class DeadLettersUnavailable(DeadLettersError):
+    """The dead letters cannot be used now, and later they may: trying again makes sense."""
+
+
 def step_of(error: BaseException) -> str | None:
     """Give the path of the step where *error* rose, such as ``"catalogue/reviews/fetch"``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
@@ -16,8 +17,10 @@ from ._engine import ordered
 from ._lifecycle import Lifecycle, close_spider
 from ._runtime import CANCELLED, is_asked_for, spawn, to_deferred
 from ._stack import cancelled_from_within
+from .delivery import delivery_of
 from .exceptions import StepCancelled
 from .processor import stack_at
+from .replay import inputs_of
 from .stats import StepStats
 
 if TYPE_CHECKING:
@@ -28,8 +31,17 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._stack import Stack
+    from .delivery import Delivery, Stay
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Inside:
+    """An item in the stack, and its stay there where items are kept."""
+
+    item: Any
+    stay: Stay | None = None
 
 
 class StackSpiderMiddleware:
@@ -46,7 +58,7 @@ class StackSpiderMiddleware:
         self._crawler = crawler
         self._bound = bound
         self._concurrency = concurrency
-        self._inside: dict[int, tuple[Response, dict[int, Any]]] = {}
+        self._inside: dict[int, tuple[Response, dict[int, _Inside]]] = {}
         crawler.signals.connect(self._on_spider_error, signals.spider_error)
         crawler.signals.connect(self._on_spider_closed, signals.spider_closed)
         self._lifecycle = Lifecycle(crawler, [bound])
@@ -73,8 +85,10 @@ class StackSpiderMiddleware:
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
         """Give the output of the spider, with the items as the stack made them."""
-        inside: dict[int, Any] = {}  # the items that have come in and have not ended or left
+        inside: dict[int, _Inside] = {}  # the items that have come in and have not ended or left
         self._inside[id(inside)] = response, inside
+        delivery = delivery_of(self._crawler)
+        on_their_way: list[tuple[Any, Stay]] = []
         number = 0
 
         def process(output: Any) -> Any:
@@ -82,15 +96,26 @@ class StackSpiderMiddleware:
             if output is None or isinstance(output, Request):
                 return None, output
             number += 1
-            inside[number] = output
-            return to_deferred(self._process(number, inside, response))
+            inside[number] = _Inside(output)
+            return to_deferred(self._process(number, inside, response, delivery))
 
         outputs = ordered(result, self._concurrency, process)
         try:
             async for item_number, output in outputs:
-                if item_number is None or inside.pop(item_number, None) is not None:
+                left = inside.pop(item_number, None)
+                if item_number is not None and left is None:
+                    continue
+                if delivery is None or left is None or left.stay is None:
                     yield output
+                    continue
+                delivery.moves(output, left.stay)
+                on_their_way.append((output, left.stay))
+                yield output
+                on_their_way = [each for each in on_their_way if delivery.is_moving(*each)]
         finally:
+            for each in on_their_way:  # another middleware has kept them, or put others there
+                assert delivery is not None
+                delivery.forget_moving(*each)
             await outputs.aclose()
             self._end(id(inside))
 
@@ -107,29 +132,57 @@ class StackSpiderMiddleware:
         """Fail the items that are still inside: a middleware behind this one takes no more."""
         response, inside = self._inside.pop(key, (None, {}))
         while inside:
-            _, item = inside.popitem()
+            _, left = inside.popitem()
             error = StepCancelled(f"the output of {response} was not taken to its end")
-            spawn(self._fail(item, response, error), self._log_failure)
+            spawn(self._fail(left, response, error), self._log_failure)
 
-    async def _process(self, number: int, inside: dict[int, Any], response: Response) -> Any:
+    async def _process(
+        self,
+        number: int,
+        inside: dict[int, _Inside],
+        response: Response,
+        delivery: Delivery | None,
+        **known: Any,
+    ) -> Any:
         """Give the number and the item as processed; take it from *inside* where it has ended."""
-        item = inside[number]
+        entered = inside[number]
+        item = entered.item
         try:
+            if delivery is not None:
+                entered.stay, safe = delivery.enter_spider_stack(item, response, **known)
+                if safe is not None:
+                    await delivery.wait_until_safe(safe)
             return number, await self._bound(item, response)
         except DropItem as error:
             if inside.pop(number, None) is not None:
-                await self._drop(item, response, error)
+                await self._drop(entered, response, error)
         except CANCELLED as error:
             if is_asked_for(error):
                 raise
             if inside.pop(number, None) is not None:
-                await self._fail(item, response, cancelled_from_within(error))
+                await self._fail(entered, response, cancelled_from_within(error))
         except Exception as error:
             if inside.pop(number, None) is not None:
-                await self._fail(item, response, error)
+                await self._fail(entered, response, error)
                 if isinstance(error, CloseSpider):
                     close_spider(self._crawler, error.reason or "cancelled")
         return number, None
+
+    async def process_kept(self, item: Any, response: Response, **known: Any) -> Any:
+        """Give *item*, which an earlier crawl has kept, as the stack makes it.
+
+        ``None`` where it ended here, as an item of a response would. *known* is what is known of
+        it.
+        """
+        delivery = delivery_of(self._crawler)
+        assert delivery is not None
+        inside = {0: _Inside(item)}
+        _, output = await self._process(0, inside, response, delivery, **known)
+        left = inside.pop(0, None)
+        if left is None or left.stay is None:
+            return None
+        delivery.moves(output, left.stay)
+        return output
 
     def _log_failure(self, failure: Failure) -> None:
         logger.error(
@@ -138,8 +191,11 @@ class StackSpiderMiddleware:
             extra={"spider": self._crawler.spider},
         )
 
-    async def _drop(self, item: Any, response: Response, error: DropItem) -> None:
-        crawler = self._crawler
+    async def _drop(self, dropped: _Inside, response: Response, error: DropItem) -> None:
+        crawler, item = self._crawler, dropped.item
+        delivery = delivery_of(crawler)
+        if delivery is not None and dropped.stay is not None:
+            delivery.end(dropped.stay)
         assert crawler.spider is not None
         entry = crawler.logformatter.dropped(item, error, response, crawler.spider)
         self._log(entry, item)
@@ -151,8 +207,11 @@ class StackSpiderMiddleware:
             exception=error,
         )
 
-    async def _fail(self, item: Any, response: Any, error: Exception) -> None:
-        crawler = self._crawler
+    async def _fail(self, failed: _Inside, response: Any, error: Exception) -> None:
+        crawler, item = self._crawler, failed.item
+        delivery = delivery_of(crawler)
+        if delivery is not None and failed.stay is not None:
+            await delivery.fail(failed.stay, item, error)
         assert crawler.spider is not None
         entry = crawler.logformatter.item_error(item, error, response, crawler.spider)
         self._log(entry, item, exc_info=error)
@@ -168,3 +227,44 @@ class StackSpiderMiddleware:
         if entry is not None:
             extra = {"spider": self._crawler.spider, "item": item}
             logger.log(*logformatter_adapter(entry), exc_info=exc_info, extra=extra)
+
+
+class DeliverySpiderMiddleware:
+    """Stand next to the engine, for the delivery of items; the add-on puts it there.
+
+    It notes the page of each item that goes to the pipelines, which are not given the response. At
+    the start it has the items first that an earlier run left unfinished; in a replay they are all
+    there is.
+    """
+
+    def __init__(self, crawler: Crawler) -> None:
+        self._crawler = crawler
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> Self:
+        """Build the middleware.
+
+        Raises :exc:`~scrapy.exceptions.NotConfigured` where items are not kept.
+        """
+        if not Config.from_settings(crawler.settings).dead_letters:
+            raise NotConfigured
+        return cls(crawler)
+
+    async def process_spider_output(
+        self, response: Response, result: AsyncIterator[Any]
+    ) -> AsyncIterator[Any]:
+        """Give the output of the spider as it is, and note where its items come from."""
+        delivery = delivery_of(self._crawler)
+        async for output in result:
+            if delivery is not None and output is not None and not isinstance(output, Request):
+                delivery.note(output, response.url)
+            yield output
+
+    async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Give a request for what was left unfinished, and then what *start* gives."""
+        inputs = await inputs_of(self._crawler)
+        if inputs is not None:
+            yield inputs.request()
+        if inputs is None or not inputs.is_all:
+            async for output in start:
+                yield output

@@ -1,0 +1,227 @@
+"""The way of one crawl to its dead letters: off the loop, in groups, and again where that fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from ._engine import Gate, resolve
+from ._lifecycle import close_spider
+from ._runtime import WorkerThread, sleep, spawn
+from .exceptions import DeadLettersError, DeadLettersUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scrapy.crawler import Crawler
+
+    from ._config import Config
+    from .deadletters import DeadLetters, Failed
+
+_T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 30.0
+"""Seconds for which a store that is not to be reached is tried again."""
+
+
+class LetterBox:
+    """The dead letters of one crawl, written in a thread, in groups, and again where that fails."""
+
+    def __init__(self, crawler: Crawler, config: Config) -> None:
+        self._crawler = crawler
+        self._url = config.dead_letters_url
+        self._most = config.dead_letters_max
+        self.owner = uuid.uuid4().hex
+        """Whose leases those of this crawl are."""
+
+        self._store: DeadLetters | None = None
+        self._thread: WorkerThread | None = None
+        self._waiting: list[tuple[str, Any, Deferred[None]]] = []
+        self._is_writing = False
+        self._idle: Gate | None = None
+        self._has_given_up = False
+
+    def call(self, function: Callable[[DeadLetters], _T]) -> Deferred[_T]:
+        """Call *function* with the store, in the thread."""
+        if self._thread is None:
+            self._thread = WorkerThread("deferkit-dead-letters")
+        return self._thread.call(lambda: function(self._opened()))
+
+    def _opened(self) -> DeadLetters:
+        if self._store is None:
+            from .deadletters import DeadLetters
+
+            self._store = DeadLetters(self._url or default_url(self._spider_name))
+        return self._store
+
+    @property
+    def _spider_name(self) -> str:
+        assert self._crawler.spider is not None
+        return self._crawler.spider.name
+
+    def put(self, failed: Failed, *, is_replayed: bool) -> Deferred[None]:
+        """Keep *failed*; give a Deferred that fires when it is safe."""
+        return self._add("failed_again" if is_replayed else "put", failed)
+
+    def delivered(self, letter_id: str) -> None:
+        """Remove a letter that has been delivered."""
+        self._add("delivered", letter_id).addErrback(self._log_not_removed, letter_id)
+
+    def _log_not_removed(self, failure: Failure, letter_id: str) -> None:
+        logger.error(
+            "The dead letter %s was delivered and could not be removed: %s",
+            letter_id,
+            failure.value,
+            extra={"spider": self._crawler.spider},
+        )
+
+    def _add(self, kind: str, what: Any) -> Deferred[None]:
+        done: Deferred[None] = Deferred()
+        self._waiting.append((kind, what, done))
+        if not self._is_writing:
+            self._is_writing = True
+            spawn(self._write(), self._log_failure)
+        return done
+
+    def _log_failure(self, failure: Failure) -> None:
+        logger.error(
+            "Dead letters were not written: %s",
+            failure.value,
+            extra={"spider": self._crawler.spider},
+        )
+
+    async def _write(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            for kind in ("put", "failed_again", "delivered"):
+                some = [(what, done) for of, what, done in group if of == kind]
+                if some:
+                    await self._write_some(kind, some)
+        self._is_writing = False
+        if self._idle is not None:
+            self._idle.open()
+
+    async def _write_some(self, kind: str, some: list[tuple[Any, Deferred[None]]]) -> None:
+        whats = [what for what, _ in some]
+        writes: dict[str, Callable[[DeadLetters], object]] = {
+            "put": lambda store: store.put(whats),
+            "failed_again": lambda store: store.failed_again(self.owner, whats),
+            "delivered": lambda store: store.delivered(self.owner, whats),
+        }
+        outcome: Failure | None = None
+        try:
+            await self.patiently(writes[kind])
+        except Exception:
+            outcome = Failure()
+        if kind == "put" and outcome is None and self._most:
+            await self._check_room()
+        for _, done in some:
+            if outcome is None:
+                done.callback(None)
+            else:
+                done.errback(outcome)
+
+    async def patiently(self, function: Callable[[DeadLetters], _T]) -> _T:
+        """Call *function* with the store, and again while that is not to be reached."""
+        import tenacity
+
+        async def attempt() -> _T:
+            result: _T = await resolve(self.call(function))
+            return result
+
+        stop = tenacity.stop_after_attempt(1) if self._has_given_up else None
+        try:
+            result: _T = await tenacity.AsyncRetrying(
+                sleep=sleep,
+                retry=tenacity.retry_if_exception_type(DeadLettersUnavailable),
+                stop=stop or tenacity.stop_after_delay(_PATIENCE),
+                wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+                before_sleep=self._log_retry,
+                reraise=True,
+            )(attempt)
+        except DeadLettersError:
+            self._has_given_up = True
+            raise
+        self._has_given_up = False
+        return result
+
+    def _log_retry(self, state: Any) -> None:
+        logger.warning(
+            "%s Trying again.",
+            state.outcome.exception(),
+            extra={"spider": self._crawler.spider},
+        )
+
+    async def _check_room(self) -> None:
+        from .deadletters import Selection
+
+        ours = Selection(spider=self._spider_name)
+        there = await self.patiently(lambda store: store.count(ours))
+        if there >= self._most:
+            logger.error(
+                "There are %d dead letters: closing the spider (DEFERKIT_DEAD_LETTERS_MAX = %d)",
+                there,
+                self._most,
+                extra={"spider": self._crawler.spider},
+            )
+            close_spider(self._crawler, "dead_letters_full")
+
+    def tell_of_lost(self, failed: Failed, trouble: Exception, *, is_in_journal: bool) -> None:
+        """Close the crawl, since *failed* could not be kept; without a journal, log its row."""
+        extra = {"spider": self._crawler.spider}
+        self._crawler.stats.inc_value("deferkit/items/not_dead_lettered")
+        if is_in_journal:
+            logger.error(
+                "%s. The item stays in the journal, and is taken up again when this job is next "
+                "started.",
+                trouble,
+                extra=extra,
+            )
+        else:
+            logger.critical(
+                "%s. There is no journal either (JOBDIR), so this is all that is left of the item: "
+                "%s",
+                trouble,
+                json.dumps(asdict(failed), default=str),
+                extra=extra,
+            )
+        close_spider(self._crawler, "dead_letters_unavailable")
+
+    async def give_up_leases(self) -> None:
+        """Let others have the letters that were taken here and have not ended."""
+        await self._until_written()
+        await self.patiently(lambda store: store.release(self.owner))
+
+    async def _until_written(self) -> None:
+        if self._is_writing:
+            self._idle = Gate([])
+            await resolve(self._idle.deferred)
+
+    async def close(self) -> None:
+        """Write what waits, and let go of the store."""
+        await self._until_written()
+        if self._thread is not None:
+            if self._store is not None:
+                await resolve(self.call(lambda store: store.close()))
+            self._thread.close()
+            self._thread = None
+
+
+def default_url(spider: str) -> str:
+    """Give the URL of the SQLite file in the project's data directory, one for each spider."""
+    from urllib.parse import quote
+
+    from scrapy.utils.project import data_path
+    from sqlalchemy.engine import URL
+
+    path = Path(data_path("deferkit")) / f"{quote(spider, safe='')}.sqlite"
+    return URL.create("sqlite", database=str(path.absolute())).render_as_string()

@@ -1,0 +1,955 @@
+r"""Items as JSON text that can be read and corrected, and back, equal and of their type.
+
+What JSON has stands as it is; what it lacks stands in an object with one key that begins with
+``$``, its tag:
+
+==============================  ==================================================================
+value                           in the text
+==============================  ==================================================================
+dict                            ``{"title": "A"}``
+dict with keys that are not     ``{"$dict": [[1, "one"], ["$key", "two"]]}``
+str, or begin with ``$``
+OrderedDict                     ``{"$ordereddict": [["title", "A"]]}``
+tuple, set, frozenset           ``{"$tuple": [1, 2]}``, ``{"$set": [1]}``, ``{"$frozenset": [1]}``
+date                            ``{"$date": "2020-12-31"}``
+datetime                        ``{"$datetime": "2020-12-31T23:59:59.5+01:00"}``; in a ZoneInfo
+                                ``{"$datetime": "2020-12-31T23:59:59", "zone": "Europe/Berlin"}``;
+                                of an hour that comes twice, the second: ``"fold": 1`` beside it
+time                            ``{"$time": "23:59:59"}``, with the same additions
+timedelta                       ``{"$timedelta": [1, 3600, 0]}``: days, seconds, microseconds
+Decimal                         ``{"$decimal": "9.99"}``
+float that is no number         ``{"$float": "nan"}``, ``"inf"``, ``"-inf"``
+int of hundreds of digits       ``{"$int": "0xff"}``
+complex                         ``{"$complex": ["1.0", "-0.5"]}``
+bytes, bytearray                ``{"$bytes": "aGk="}``, ``{"$bytearray": "aGk="}``: Base64
+UUID                            ``{"$uuid": "12345678-1234-5678-1234-567812345678"}``
+Path of this system             ``{"$path": "books/1.html"}``
+PurePosixPath, PureWindowsPath  ``{"$posixpath": "books/1.html"}``, ``{"$windowspath": "books"}``
+str that JSON would change      ``{"$str": ["\ud83d", "\ude00"]}``: two surrogates, not one emoji
+Enum                            ``{"$enum": "bookshop.items.Format", "name": "PAPER"}``;
+                                of a Flag ``"name": ["READ", "WRITE"]``
+item, NamedTuple,               ``{"$item": "bookshop.items.Book", "fields": {"title": "A"}}``
+dict of a class of your own
+==============================  ==================================================================
+
+An item has, beside its fields, where there is such a thing: ``attributes`` (set on it and no
+fields), and of a pydantic model ``extra``, ``private``, and ``set`` (the names that were given, if
+they are not all). A field that is left out is one that was never set.
+
+A tzinfo that is neither a ``timezone`` nor a ``ZoneInfo`` is stored as the offset it had then.
+
+A value with no form stands as ``{"$unstorable": "socket.socket", "repr": "<socket ...>"}``; the
+text or the elements of one that derives from ``str``, ``int``, ``float``, ``list`` or ``dict`` are
+its ``value``. Such a text is read again once something else has been put in its place.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import importlib
+import json
+import math
+import operator
+import re
+import reprlib
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass, is_dataclass
+from dataclasses import fields as dataclass_fields
+from decimal import Decimal
+from enum import Enum, Flag
+from functools import cached_property, lru_cache, partial, reduce
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from types import MemberDescriptorType
+from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from scrapy.item import Item
+
+from ._config import blaming
+from .exceptions import DeferKitError, StackConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from scrapy.settings import BaseSettings
+
+_DEEPEST = 100
+"""Values in values: what is nested deeper has no form, so that each text can be read again."""
+
+_SHORTEST_LONG_INT = 2048
+"""Bits: Python may be set to refuse decimal ints of more than 640 digits, which are 2126."""
+
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+_STRINGS = frozenset({str})
+_BETWEEN_SURROGATES = re.compile("(?<=[\ud800-\udbff])(?=[\udc00-\udfff])")
+
+# What is dumped has been looked through for cycles before.
+_dumps = json.JSONEncoder(check_circular=False, allow_nan=False).encode
+
+_Where = tuple[Any, Any] | None
+"""Where in the item: where the holder is, and the key in it; ``None`` for the item itself."""
+
+
+class CodecError(DeferKitError):
+    """A text is no stored item, or names a class that may not be built."""
+
+
+class UnstorableValue(CodecError):
+    """A text lacks a value that had no form when its item was stored."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A stored item: its text, its class, and what of it had no form."""
+
+    text: str
+    item_type: str
+    """Such as ``bookshop.items.Book``, or ``dict``."""
+    missing: tuple[str, ...]
+    """An entry for each value that cannot be read again, with its place in the item and why."""
+
+
+class Codec:
+    """Writes items of any kind, and reads those whose classes are allowed.
+
+    Allowed are the item classes, NamedTuples and Enums that are defined in *packages*, and
+    *item_classes*, by import path or as they are, which may be defined anywhere. No other class
+    is built, and nothing outside *packages* is imported, whatever a text says.
+
+    Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where one of *item_classes* is no
+    such class.
+
+    >>> codec = Codec()
+    >>> codec.encode({"price": Decimal("9.99")}).text
+    '{"price": {"$decimal": "9.99"}}'
+    >>> codec.decode('{"price": {"$decimal": "9.99"}}')
+    {'price': Decimal('9.99')}
+    """
+
+    def __init__(
+        self, packages: Iterable[str] = (), item_classes: Iterable[str | type] = ()
+    ) -> None:
+        self._packages = tuple(packages)
+        self._classes: dict[str, type] = {}
+        for entry in item_classes:
+            cls = _item_class(entry)
+            self._classes[_name_of(cls)] = cls
+            if isinstance(entry, str):
+                self._classes[entry] = cls
+
+    @classmethod
+    def from_settings(cls, settings: BaseSettings) -> Codec:
+        """Allow what the top packages of ``SPIDER_MODULES`` define, and ``DEFERKIT_ITEM_CLASSES``.
+
+        Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where the latter is wrong.
+        """
+        packages = [path.strip().split(".")[0] for path in settings.getlist("SPIDER_MODULES")]
+        entries = settings.get("DEFERKIT_ITEM_CLASSES") or ()
+        if isinstance(entries, str):  # from the command line, as Scrapy reads lists there
+            entries = [path.strip() for path in entries.split(",")]
+        if not isinstance(entries, (list, tuple, set, frozenset)):
+            raise StackConfigError(
+                f"DEFERKIT_ITEM_CLASSES = {entries!s} ({type(entries).__name__}): a list of item "
+                'classes is expected, as in DEFERKIT_ITEM_CLASSES = ["shop_items.Book"]'
+            )
+        with blaming("DEFERKIT_ITEM_CLASSES"):
+            return cls(dict.fromkeys(filter(None, packages)), entries)
+
+    def encode(self, item: Any) -> Encoded:
+        """Write *item*, which is not changed; any value may be given, and nothing is raised."""
+        try:
+            return _encode_plain(item) or _encode(item)
+        except Exception as error:  # such as a dict that another thread changes
+            name = _name_of(type(item))
+            row = {"$unstorable": name, "repr": _shown(item)}
+            why = f"the item: a {name} could not be read ({type(error).__name__})"
+            return Encoded(_dumps(row), name, (why,))
+
+    def decode(self, text: str) -> Any:
+        """Read an item; its constructor and its validators do not run.
+
+        Raises :exc:`CodecError` where *text* is none that :meth:`encode` could have written, or
+        names a class that is not allowed, and :exc:`UnstorableValue` where a value is missing.
+        """
+        try:
+            return self._read(json.loads(text, parse_constant=_refuse_constant), None)
+        except RecursionError as error:
+            raise CodecError(
+                f"the text is nested too deeply: an item may have {_DEEPEST} levels"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise CodecError(f"the text is not JSON: {error}; got {_shown(text)}") from error
+
+    def _read(self, row: Any, where: _Where) -> Any:
+        if type(row) is list:
+            return [self._read(each, (where, index)) for index, each in enumerate(row)]
+        if type(row) is not dict:
+            return row
+        tags = [key for key in row if key.startswith("$")]
+        if not tags:
+            return {key: self._read(each, (where, key)) for key, each in row.items()}
+        tag = _TAGS.get(tags[0])
+        if tag is None or row.keys() - {tags[0], *tag.beside}:
+            raise CodecError(
+                f"{_path(where)}: {_shown(row)} has no known tag, or keys that do not go with it; "
+                f"the tags are {', '.join(_TAGS)}; a dict that has such keys of its own is "
+                'written as {"$dict": [[key, value], ...]}'
+            )
+        try:
+            return tag.read(self, row, where)
+        except (CodecError, RecursionError):
+            raise
+        except Exception as error:
+            raise CodecError(
+                f"{_path(where)}: {_shown(row)} is wrong: {error}; expected is something like "
+                f"{tag.example}"
+            ) from error
+
+    def _read_item(self, row: dict[str, Any], where: _Where) -> Any:
+        cls = self._find(row["$item"], where)
+        kind = _kind_of(cls)
+        if kind is None:
+            raise CodecError(f'{_path(where)}: {row["$item"]} is an Enum: its tag is "$enum"')
+        parts = {name: self._read(part, where) for name, part in row.items() if name != "$item"}
+        try:
+            return kind.build(parts)
+        except ValueError as error:
+            raise CodecError(f"{_path(where)}: {error}") from error
+
+    def _read_enum(self, row: dict[str, Any], where: _Where) -> Any:
+        cls = self._find(row["$enum"], where)
+        if Enum not in cls.__mro__:
+            raise CodecError(f'{_path(where)}: {row["$enum"]} is no Enum: its tag is "$item"')
+        members: Mapping[str, Any] = cls.__members__  # type: ignore[attr-defined]
+        names = row.get("name")
+        if type(names) is str and names in members:
+            return members[names]
+        if type(names) is list and Flag in cls.__mro__ and all(map(members.__contains__, names)):
+            return _flags([members[name] for name in names], members)
+        raise CodecError(
+            f"{_path(where)}: {row['$enum']} has no member {_shown(names)}; its members are "
+            f"{', '.join(members)}"
+        )
+
+    def _find(self, name: Any, where: _Where) -> type:
+        """Give the class *name*, importing it only where it may be built."""
+        known = self._classes.get(name) if type(name) is str else None
+        if known is not None:
+            return known
+        if type(name) is not str or not any(
+            name.startswith(f"{package}.") for package in self._packages
+        ):
+            packages = ", ".join(self._packages) or "none"
+            raise CodecError(
+                f"{_path(where)}: the class {_shown(name)} may not be built; allowed are those "
+                f"defined in the packages of SPIDER_MODULES ({packages}) and those listed in "
+                "DEFERKIT_ITEM_CLASSES: add it there if it is an item class of yours"
+            )
+        try:
+            found = _look_up(name)
+        except Exception as error:
+            raise CodecError(
+                f"{_path(where)}: the class {_shown(name)} cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if found is None or _name_of(found) != name or not _is_buildable(found):
+            raise CodecError(
+                f"{_path(where)}: {_shown(name)} is no item class, NamedTuple or Enum that is "
+                "defined under that name; if it has moved, put its new name into the text, or the "
+                "old import path into DEFERKIT_ITEM_CLASSES where that still leads to it"
+            )
+        self._classes[name] = found
+        return found
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+def _encode_plain(item: Any) -> Encoded | None:
+    """Encode an item whose values JSON has all; ``None`` where one looks closer."""
+    cls: type = type(item)
+    if cls is dict:
+        opening, closing, name = "", "", "dict"
+        fields = item if _has_plain_keys(item) else None
+    else:
+        kind = _kind_of(cls)
+        if kind is None or not kind.is_findable:
+            return None
+        opening, closing, name = kind.opening, "}", kind.name
+        fields = kind.plain_fields(item)
+    if fields is None or not _is_plain(fields.values(), 20):
+        return None
+    try:
+        text = _dumps(fields)
+    except ValueError:  # a float that is no number, or a very long int
+        return None
+    if "\\ud" in text:  # an emoji, or surrogates that would come back as one
+        return None
+    return Encoded(f"{opening}{text}{closing}", name, ())
+
+
+def _has_plain_keys(mapping: Collection[Any]) -> bool:
+    if not _STRINGS.issuperset(map(type, mapping)):
+        return False
+    joined = "".join(mapping)
+    if "$" in joined and any(key.startswith("$") for key in mapping):
+        return False
+    return joined.isascii() or not _BETWEEN_SURROGATES.search(joined)
+
+
+def _is_plain(values: Collection[Any], levels: int) -> bool:
+    if _SCALARS.issuperset(map(type, values)):
+        return True
+    for value in values:
+        cls = type(value)
+        if cls is list:
+            plain = levels > 0 and _is_plain(value, levels - 1)
+        elif cls is dict:
+            plain = levels > 0 and _has_plain_keys(value) and _is_plain(value.values(), levels - 1)
+        else:
+            plain = cls in _SCALARS
+        if not plain:
+            return False
+    return True
+
+
+def _encode(item: Any) -> Encoded:
+    writer = _Writer()
+    text = _dumps(writer.write(item, None))
+    return Encoded(text, _name_of(type(item)), tuple(writer.missing))
+
+
+class _Writer:
+    """Makes one item into what JSON has, and notes what has no form."""
+
+    def __init__(self) -> None:
+        self.missing: list[str] = []
+        self._open: set[int] = set()
+
+    def write(self, value: Any, where: _Where) -> Any:
+        cls = type(value)
+        if cls is str:
+            return value if value.isascii() else _write_str(value)
+        if cls is int:
+            return value if value.bit_length() <= _SHORTEST_LONG_INT else _write_form(value)
+        if cls is float:
+            return value if math.isfinite(value) else _write_form(value)
+        if value is None or cls is bool:
+            return value
+        if id(value) in self._open:
+            return self._leave_out(value, where, "that holds itself")
+        if len(self._open) == _DEEPEST:
+            return self._leave_out(value, where, f"more than {_DEEPEST} levels deep")
+        noted = len(self.missing)
+        self._open.add(id(value))
+        try:
+            return self._write_open(value, cls, where)
+        except Exception as error:  # a class may do anything when its instance is read
+            del self.missing[noted:]
+            return self._leave_out(value, where, f"that cannot be read ({type(error).__name__})")
+        finally:
+            self._open.discard(id(value))
+
+    def _write_open(self, value: Any, cls: type, where: _Where) -> Any:
+        if cls is list:
+            return self._write_elements(value, where)
+        if cls is dict:
+            return self._write_dict(value, where)
+        if cls in _FORMS:
+            return _write_form(value)
+        if cls is dt.datetime or cls is dt.time:
+            return _write_moment(value)
+        if cls in _SEQUENCES:
+            return {_SEQUENCES[cls]: self._write_elements(value, where)}
+        if cls is OrderedDict:
+            return {"$ordereddict": self._write_pairs(value, where)}
+        kind = _kind_of(cls)
+        if kind is None and Enum not in cls.__mro__:
+            return self._leave_out(value, where, plain=_plain_part(value))
+        if not (kind.is_findable if kind else _is_findable(cls)):
+            self.missing.append(
+                f"{_path(where)}: {_name_of(cls)} cannot be found by that name; define the class "
+                "at the top level of a module, or of a class there"
+            )
+        if kind is None:
+            return _write_enum(value)
+        fields = kind.plain_fields(value)
+        if fields is not None:
+            fields = {name: self.write(each, (where, name)) for name, each in fields.items()}
+            return {"$item": kind.name, "fields": fields}
+        parts = kind.take_apart(value)
+        return {"$item": kind.name} | {
+            name: part if name == "set" else self._write_dict(part, where)
+            for name, part in parts.items()
+        }
+
+    def _write_elements(self, values: Iterable[Any], where: _Where) -> list[Any]:
+        return [self.write(value, (where, index)) for index, value in enumerate(values)]
+
+    def _write_dict(self, mapping: dict[Any, Any], where: _Where) -> dict[str, Any]:
+        if _has_plain_keys(mapping):
+            return {key: self.write(value, (where, key)) for key, value in mapping.items()}
+        return {"$dict": self._write_pairs(mapping, where)}
+
+    def _write_pairs(self, mapping: dict[Any, Any], where: _Where) -> list[Any]:
+        return [
+            [self.write(key, (where, key)), self.write(value, (where, key))]
+            for key, value in mapping.items()
+        ]
+
+    def _leave_out(
+        self, value: Any, where: _Where, why: str = "", plain: Any = None
+    ) -> dict[str, Any]:
+        name = _name_of(type(value))
+        described = f"a {name} {why}".rstrip()
+        self.missing.append(f"{_path(where)}: {described} has no stored form")
+        row = {"$unstorable": name, "repr": _shown(value)}
+        if plain is not None:
+            row["value"] = self.write(plain, where)
+        return row
+
+
+def _write_str(value: str) -> Any:
+    # JSON would read a high and a low surrogate as one character.
+    parts = _BETWEEN_SURROGATES.split(value)
+    return value if len(parts) == 1 else {"$str": parts}
+
+
+def _write_form(value: Any) -> dict[str, Any]:
+    form = _FORMS[type(value)]
+    return {form.tag: form.write(value)}
+
+
+def _write_moment(value: dt.datetime | dt.time) -> dict[str, Any]:
+    tag = f"${type(value).__name__}"
+    if type(value.tzinfo) is ZoneInfo and value.tzinfo.key:
+        local = value.replace(tzinfo=None)
+        row: dict[str, Any] = {tag: local.isoformat(), "zone": value.tzinfo.key}
+    elif value.tzinfo is not None and value.utcoffset() is None:
+        raise ValueError("a time zone without an offset")
+    else:
+        row = {tag: value.isoformat()}
+    if value.fold:
+        row["fold"] = 1
+    return row
+
+
+def _write_enum(value: Any) -> dict[str, Any]:
+    cls = type(value)
+    members = cls.__members__
+    if value._name_ in members:
+        return {"$enum": _name_of(cls), "name": value._name_}
+    parts = [each for each in members.values() if each.value & value.value == each.value]
+    if _flags(parts, members) != value:
+        raise ValueError("bits that no member has")
+    return {"$enum": _name_of(cls), "name": [each._name_ for each in dict.fromkeys(parts)]}
+
+
+def _plain_part(value: Any) -> Any:
+    """Give what a value of a class without a form is in the words of its base class."""
+    for base, as_base in _AS_BASE:
+        if base in type(value).__mro__:
+            return as_base(value)
+    return None
+
+
+_AS_BASE: list[tuple[type, Callable[[Any], Any]]] = [
+    (str, str.__str__),
+    (int, int.__int__),
+    (float, float.__float__),
+    (list, list.copy),
+    (dict, dict.copy),
+]
+
+
+# --------------------------------------------------------------------------- the kinds of items
+
+
+class _Kind:
+    """How the items of a class are taken apart and built, past all code of that class."""
+
+    parts: frozenset[str] = frozenset({"fields", "attributes"})
+
+    def __init__(self, cls: Any, fields: Iterable[str] = ()) -> None:
+        self.cls = cls
+        self.name = _name_of(cls)
+        self.fields = dict.fromkeys(fields).keys()
+        self.opening = f'{{"$item": {_dumps(self.name)}, "fields": '
+        self.is_findable = _is_findable(cls)
+        self.has_dict = bool(cls.__dictoffset__)
+        members = [member for base in reversed(cls.__mro__) for member in vars(base).items()]
+        self.slots = {
+            name: member
+            for name, member in members
+            if isinstance(member, MemberDescriptorType) and not name.startswith("__pydantic_")
+        }
+        self.caches = {name for name, member in members if isinstance(member, cached_property)}
+
+    def plain_fields(self, item: Any) -> dict[Any, Any] | None:
+        """Give the fields, not to be changed, where they have plain keys and are all there is."""
+        parts = self.take_apart(item)
+        fields: dict[Any, Any] = parts["fields"]
+        return fields if len(parts) == 1 and _has_plain_keys(fields) else None
+
+    def take_apart(self, item: Any) -> dict[str, Any]:
+        """Give what *item* has, under names from ``parts``."""
+        fields, attributes = self.split(item)
+        return {"fields": fields, "attributes": attributes} if attributes else {"fields": fields}
+
+    def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
+        """Give the fields of *item*, and its other attributes."""
+        raise NotImplementedError
+
+    def build(self, parts: dict[str, Any]) -> Any:
+        """Build an item; raise :exc:`ValueError` where *parts* do not fit its class."""
+        unknown = parts.keys() - self.parts
+        if unknown or "fields" not in parts:
+            raise ValueError(
+                f"a {self.name} has fields, and may have {', '.join(sorted(self.parts))}; got "
+                f"{', '.join(sorted(parts)) or 'nothing'}"
+            )
+        for name, part in parts.items():
+            expected = list if name == "set" else dict
+            if type(part) is not expected:
+                raise ValueError(f"its {name} are no {expected.__name__}: {_shown(part)}")
+        return self.make(parts["fields"], parts.get("attributes", {}))
+
+    def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+        """Make an item; raise :exc:`ValueError` for *fields* that its class does not have."""
+        raise NotImplementedError
+
+    def state(self, item: Any) -> dict[str, Any]:
+        """Give what *item* has in its ``__dict__`` and its slots, but for what is cached there."""
+        state = dict(item.__dict__) if self.has_dict else {}
+        for name, slot in self.slots.items():
+            try:
+                state[name] = slot.__get__(item)
+            except AttributeError:
+                continue
+        for name in self.caches:
+            state.pop(name, None)
+        if _ATTRS_HASH in state:  # a hash holds in its own process only
+            state[_ATTRS_HASH] = None
+        return state
+
+    def with_state(self, item: Any, state: dict[Any, Any]) -> Any:
+        """Set all of *state* on *item*, and give it."""
+        for name, value in state.items():
+            if name in self.slots:
+                self.slots[name].__set__(item, value)
+            elif self.has_dict and type(name) is str:
+                item.__dict__[name] = value
+            else:
+                raise ValueError(f"a {self.name} cannot have the attribute {name!r}")
+        return item
+
+    def check_names(self, part: str, names: Iterable[Any], known: Collection[str]) -> None:
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(
+                f"a {self.name} has no {part} {_shown(unknown)}; it may have "
+                f"{', '.join(known) or 'none'}"
+            )
+
+
+class _Record(_Kind):
+    """Dataclasses and attrs classes."""
+
+    def __init__(self, cls: Any, fields: Iterable[str]) -> None:
+        super().__init__(cls, fields)
+        self.has_plain_names = _has_plain_keys(self.fields)
+        self.getters = [slot.__get__ for slot in self.slots.values()]
+
+    def plain_fields(self, item: Any) -> dict[Any, Any] | None:
+        if not self.has_plain_names:
+            return None
+        state: dict[str, Any]
+        if self.has_dict:
+            if self.slots:
+                return super().plain_fields(item)
+            state = item.__dict__
+        else:
+            try:
+                state = dict(zip(self.slots, [get(item) for get in self.getters], strict=True))
+            except AttributeError:  # a field that is not set
+                return None
+        return state if state.keys() <= self.fields else None
+
+    def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
+        attributes = self.state(item)
+        return {name: attributes.pop(name) for name in [*attributes] if name in self.fields}, (
+            attributes
+        )
+
+    def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+        self.check_names("fields", fields, self.fields)
+        return self.with_state(object.__new__(self.cls), attributes | fields)
+
+
+class _Model(_Record):
+    """Pydantic models."""
+
+    parts = _Kind.parts | {"extra", "private", "set"}
+
+    def plain_fields(self, item: Any) -> dict[Any, Any] | None:
+        if item.__pydantic_private__ or item.__pydantic_extra__:
+            return None
+        fields = super().plain_fields(item)
+        return fields if fields is not None and item.model_fields_set == fields.keys() else None
+
+    def take_apart(self, item: Any) -> dict[str, Any]:
+        parts = super().take_apart(item)
+        extra = item.__pydantic_extra__ or {}
+        if extra:
+            parts["extra"] = extra
+        if item.__pydantic_private__:
+            parts["private"] = item.__pydantic_private__
+        if item.model_fields_set != parts["fields"].keys() | extra.keys():
+            parts["set"] = sorted(item.model_fields_set)
+        return parts
+
+    def build(self, parts: dict[str, Any]) -> Any:
+        item = super().build(parts)
+        takes_extra = self.cls.model_config.get("extra") == "allow"
+        extra, private = parts.get("extra", {}), parts.get("private", {})
+        self.check_names("extra", extra, extra if takes_extra else ())
+        self.check_names("private", private, self.cls.__private_attributes__)
+        names = parts.get("set", [*parts["fields"], *extra])
+        self.check_names("set", names, {**self.cls.model_fields, **extra})
+        object.__setattr__(item, "__pydantic_fields_set__", set(names))
+        if not self.cls.__pydantic_root_model__:  # it has none, by class attributes
+            has_private = bool(self.cls.__private_attributes__)
+            object.__setattr__(item, "__pydantic_extra__", extra if takes_extra else None)
+            object.__setattr__(item, "__pydantic_private__", private if has_private else None)
+        return item
+
+
+class _ScrapyItem(_Kind):
+    """Scrapy's own; their fields may be added to at any time."""
+
+    def plain_fields(self, item: Any) -> dict[Any, Any] | None:
+        state: dict[str, Any] = item.__dict__
+        fields: dict[Any, Any] = state["_values"]
+        return fields if len(state) == 1 and _has_plain_keys(fields) else None
+
+    def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
+        attributes = self.state(item)
+        return attributes.pop("_values"), attributes
+
+    def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+        self.check_names("fields", fields, self.cls.fields)
+        return self.with_state(object.__new__(self.cls), attributes | {"_values": fields})
+
+
+class _NamedTuple(_Kind):
+    def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
+        return dict(zip(self.fields, tuple.__iter__(item), strict=True)), self.state(item)
+
+    def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+        if fields.keys() != self.fields:
+            raise ValueError(f"a {self.name} has the fields {', '.join(self.fields)}, all of them")
+        item = tuple.__new__(self.cls, [fields[name] for name in self.fields])
+        return self.with_state(item, attributes)
+
+
+class _DictClass(_Kind):
+    """Classes that derive from dict, whose keys are their fields."""
+
+    def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
+        return dict.copy(item), self.state(item)
+
+    def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
+        item: dict[Any, Any] = dict.__new__(self.cls)
+        dict.update(item, fields)
+        return self.with_state(item, attributes)
+
+
+_ATTRS_HASH = "_attrs_cached_hash"
+
+
+@lru_cache(maxsize=1024)
+def _kind_of(cls: Any) -> _Kind | None:
+    """Give the kind of item that *cls* is; ``None`` for a class that is no item's."""
+    bases = cls.__mro__
+    pydantic = sys.modules.get("pydantic.main")  # it is there when its models are
+    if Enum in bases:
+        return None
+    if _adds_no_layout(cls, object):
+        if Item in bases:
+            return _ScrapyItem(cls)
+        if pydantic is not None and pydantic.BaseModel in bases:
+            return _Model(cls, cls.model_fields)
+        if is_dataclass(cls):
+            return _Record(cls, [field.name for field in dataclass_fields(cls)])
+        if isinstance(attributes := getattr(cls, "__attrs_attrs__", None), tuple):
+            return _Record(cls, [attribute.name for attribute in attributes])
+    if _adds_no_layout(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple):
+        return _NamedTuple(cls, cls._fields)
+    if _adds_no_layout(cls, dict) and cls is not dict:
+        return _DictClass(cls)
+    return None
+
+
+def _adds_no_layout(cls: type, base: type) -> bool:
+    """Tell whether *cls* derives from *base* and else from classes made in Python alone.
+
+    ``base.__new__`` can make an instance of such a class without any code of it.
+    """
+    return base in cls.__mro__ and all(
+        each.__flags__ & _MADE_IN_PYTHON for each in cls.__mro__ if each not in (base, object)
+    )
+
+
+_MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+
+
+def _is_buildable(cls: type) -> bool:
+    return Enum in cls.__mro__ or _kind_of(cls) is not None
+
+
+# ------------------------------------------------------------------------------ names of classes
+
+
+def _name_of(cls: type) -> str:
+    try:
+        if cls.__module__ == "builtins":
+            return cls.__qualname__
+        return f"{cls.__module__}.{cls.__qualname__}"
+    except Exception:  # a metaclass may do anything
+        return "class without a name"
+
+
+def _is_findable(cls: type) -> bool:
+    module = sys.modules.get(cls.__module__)
+    return module is not None and _walk(module, cls.__qualname__.split(".")) is cls
+
+
+def _look_up(name: str) -> type | None:
+    """Give the class at the import path *name*, importing no module but those that lead to it."""
+    parts = name.split(".")
+    if not all(part.isidentifier() for part in parts):
+        return None
+    for length in range(1, len(parts)):
+        path = ".".join(parts[:length])
+        try:
+            module = sys.modules.get(path) or importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name == path:
+                return None
+            raise
+        found = _walk(module, parts[length:])
+        if isinstance(found, type):
+            return found
+    return None
+
+
+def _walk(module: Any, parts: Iterable[str]) -> Any:
+    """Follow *parts* from *module*, through classes only: never into a module it imports."""
+    found = module
+    for part in parts:
+        if found is not module and not isinstance(found, type):
+            return None
+        found = vars(found).get(part)
+    return found
+
+
+def _item_class(entry: Any) -> type:
+    cls = entry
+    if isinstance(entry, str):
+        try:
+            cls = _look_up(entry)
+        except Exception as error:
+            raise StackConfigError(
+                f"{entry!r} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(cls, type) or not _is_buildable(cls):
+        raise StackConfigError(
+            f"{entry!r} is no item class: a class derived from dict or Item, a dataclass, an attrs "
+            "class, a pydantic model, a NamedTuple or an Enum is expected, or its import path, "
+            'as in "shop_items.Book"'
+        )
+    return cls
+
+
+# ---------------------------------------------------------------------------------- for messages
+
+
+def _path(where: _Where) -> str:
+    """Give a place in an item in words, such as ``offers[2].price``."""
+    keys = []
+    while where is not None:
+        where, key = where
+        plain = type(key) is str and key.isidentifier()
+        keys.append(f".{key}" if plain else f"[{_shown(key)}]")
+    return "".join(reversed(keys)).removeprefix(".") or "the item"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return _shortener.repr(value)
+    except Exception:  # a class may do anything
+        return f"<{_name_of(type(value))}>"
+
+
+_shortener = reprlib.Repr()
+_shortener.maxstring = _shortener.maxother = 80
+
+
+# ------------------------------------------------------------------------------ values with a tag
+
+
+class _Form(NamedTuple):
+    """How a value is written as one text or list, and read."""
+
+    tag: str
+    write: Callable[[Any], Any]
+    read: Callable[[Any], Any]
+    example: Any
+
+    def read_row(self, codec: Codec, row: dict[str, Any], where: _Where) -> Any:
+        payload = codec._read(row[self.tag], where)
+        if type(payload) is not type(self.example):
+            raise TypeError(f"a {type(payload).__name__}")
+        return self.read(payload)
+
+
+class _Tag(NamedTuple):
+    """How an object with a tag is read."""
+
+    read: Callable[[Codec, dict[str, Any], _Where], Any]
+    example: str
+    beside: tuple[str, ...] = ()
+    """The keys there may be beside the tag."""
+
+
+def _write_base64(value: bytes | bytearray) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+def _read_base64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _read_complex(parts: list[Any]) -> complex:
+    real, imaginary = map(float, parts)
+    return complex(real, imaginary)
+
+
+def _read_timedelta(parts: list[Any]) -> dt.timedelta:
+    days, seconds, microseconds = parts
+    return dt.timedelta(days, seconds, microseconds)
+
+
+def _write_path(path: PurePosixPath) -> Any:
+    return _write_str(str(path))
+
+
+_FORMS: dict[type, _Form] = {
+    int: _Form("$int", hex, lambda text: int(text, 16), "0xff"),
+    float: _Form("$float", repr, float, "nan"),
+    complex: _Form(
+        "$complex",
+        lambda value: [repr(value.real), repr(value.imag)],
+        _read_complex,
+        ["1.0", "-0.5"],
+    ),
+    Decimal: _Form("$decimal", str, Decimal, "9.99"),
+    bytes: _Form("$bytes", _write_base64, _read_base64, "aGk="),
+    bytearray: _Form("$bytearray", _write_base64, lambda text: bytearray(_read_base64(text)), ""),
+    dt.date: _Form("$date", dt.date.isoformat, dt.date.fromisoformat, "2020-12-31"),
+    dt.timedelta: _Form(
+        "$timedelta",
+        lambda value: [value.days, value.seconds, value.microseconds],
+        _read_timedelta,
+        [1, 3600, 0],
+    ),
+    UUID: _Form("$uuid", str, UUID, "12345678-1234-5678-1234-567812345678"),
+    PurePosixPath: _Form("$posixpath", _write_path, PurePosixPath, "books/1.html"),
+    PureWindowsPath: _Form("$windowspath", _write_path, PureWindowsPath, "books"),
+    type(Path()): _Form("$path", _write_path, Path, "books/1.html"),
+}
+
+_SEQUENCES: dict[type, str] = {tuple: "$tuple", set: "$set", frozenset: "$frozenset"}
+
+
+def _elements(codec: Codec, row: Any, where: _Where) -> list[Any]:
+    elements = codec._read(row, where)
+    if type(elements) is not list:
+        raise TypeError(f"a {type(elements).__name__} where a list is expected")
+    return elements
+
+
+def _read_sequence(cls: type, codec: Codec, row: dict[str, Any], where: _Where) -> Any:
+    return cls(_elements(codec, row[_SEQUENCES[cls]], where))
+
+
+def _read_pairs(cls: type, codec: Codec, row: dict[str, Any], where: _Where) -> Any:
+    """Read a dict from its keys and values."""
+    (pairs,) = row.values()
+    if type(pairs) is not list or not all(type(pair) is list and len(pair) == 2 for pair in pairs):
+        raise TypeError("what is no list of pairs")
+    mapping = cls()
+    for index, (key_row, value_row) in enumerate(pairs):
+        key = codec._read(key_row, (where, index))
+        mapping[key] = codec._read(value_row, (where, key))
+    return mapping
+
+
+def _read_str(codec: Codec, row: dict[str, Any], where: _Where) -> str:
+    return "".join(_elements(codec, row["$str"], where))
+
+
+def _read_moment(cls: Any, codec: Codec, row: dict[str, Any], where: _Where) -> Any:
+    moment = cls.fromisoformat(row[f"${cls.__name__}"])
+    if "zone" in row:
+        if moment.tzinfo is not None:
+            raise ValueError("an offset and a zone; one of them decides")
+        moment = moment.replace(tzinfo=ZoneInfo(row["zone"]))
+    return moment.replace(fold=row.get("fold", 0))
+
+
+def _flags(flags: Iterable[Any], members: Mapping[str, Any]) -> Any:
+    """Give one Flag of all *flags*; the class itself is not called."""
+    one = next(iter(members.values()))
+    return reduce(operator.or_, flags, one ^ one)
+
+
+def _refuse_unstorable(codec: Codec, row: dict[str, Any], where: _Where) -> Any:
+    raise UnstorableValue(
+        f"{_path(where)}: a {row['$unstorable']} had no stored form, {row.get('repr')}; put in "
+        'its place what it should be: its "value", if it has one, or a value of your own'
+    )
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f'{name} is written as {{"$float": "{name.lower()}"}}')
+
+
+_TAGS: dict[str, _Tag] = {
+    form.tag: _Tag(form.read_row, _dumps({form.tag: form.example})) for form in _FORMS.values()
+} | {
+    "$str": _Tag(_read_str, '{"$str": ["A", "B"]}'),
+    "$datetime": _Tag(
+        partial(_read_moment, dt.datetime),
+        '{"$datetime": "2020-12-31T23:59:59", "zone": "Europe/Berlin"}',
+        ("zone", "fold"),
+    ),
+    "$time": _Tag(partial(_read_moment, dt.time), '{"$time": "23:59:59"}', ("zone", "fold")),
+    "$tuple": _Tag(partial(_read_sequence, tuple), '{"$tuple": [1, 2]}'),
+    "$set": _Tag(partial(_read_sequence, set), '{"$set": [1, 2]}'),
+    "$frozenset": _Tag(partial(_read_sequence, frozenset), '{"$frozenset": [1, 2]}'),
+    "$dict": _Tag(partial(_read_pairs, dict), '{"$dict": [[1, "one"]]}'),
+    "$ordereddict": _Tag(partial(_read_pairs, OrderedDict), '{"$ordereddict": [["a", 1]]}'),
+    "$enum": _Tag(
+        Codec._read_enum, '{"$enum": "bookshop.items.Format", "name": "PAPER"}', ("name",)
+    ),
+    "$item": _Tag(
+        Codec._read_item,
+        '{"$item": "bookshop.items.Book", "fields": {"title": "A"}}',
+        tuple(_Model.parts),
+    ),
+    "$unstorable": _Tag(_refuse_unstorable, "a value", ("repr", "value")),
+}

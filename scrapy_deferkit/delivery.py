@@ -1,0 +1,381 @@
+"""What keeps every item until it has ended: in the journal, then perhaps as a dead letter."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import traceback
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scrapy import signals
+from scrapy.utils.job import job_dir
+from scrapy.utils.python import global_object_name
+from twisted.python.failure import Failure
+
+from ._config import Config
+from ._engine import Gate, resolve
+from ._letterbox import LetterBox
+from ._lifecycle import close_spider
+from ._runtime import Timer
+from .codec import Codec, Encoded
+from .exceptions import DeadLettersError, step_of
+from .journal import Journal, JournalError
+from .merge import copy_item
+from .signals import item_dead_lettered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scrapy.crawler import Crawler
+    from scrapy.http import Response
+    from twisted.internet.defer import Deferred
+
+    from .deadletters import DeadLetter, Failed
+    from .journal import Entry
+
+logger = logging.getLogger(__name__)
+
+PIPELINES = "pipelines"
+SPIDER_STACK = "spider stack"
+
+_DELIVERY = "_deferkit_delivery"
+_LAST_WAIT = 10.0
+_LONGEST_TEXT = 20_000
+
+
+@dataclass(slots=True, eq=False)
+class Stay:
+    """One item in one stage, and what is kept of it as it entered."""
+
+    id: str
+    stage: str
+    page_url: str | None
+    snapshot: Any
+    """A copy of the item, where it is not encoded yet."""
+
+    encoded: Encoded | None = None
+    is_in_journal: bool = False
+    letter: DeadLetter | None = None
+    """The dead letter that is being replayed."""
+
+
+@dataclass(slots=True)
+class _Note:
+    """What is known of an item that is on its way into the pipelines."""
+
+    item: Any
+    page_url: str | None
+    before: Stay | None = None
+    entry: Entry | None = None
+    letter: DeadLetter | None = None
+
+
+class Delivery:
+    """The journal and the dead letters of one crawl.
+
+    Every item that enters a stage has a :class:`Stay` there, which ends once: by :meth:`end`, when
+    it was scraped or dropped, or by :meth:`fail`. An item whose process dies has neither, and stays
+    in the journal.
+    """
+
+    def __init__(self, crawler: Crawler, config: Config) -> None:
+        self.crawler = crawler
+        self.config = config
+        self.codec = Codec.from_settings(crawler.settings)
+        self.journal: Journal | None = None
+        self.letters = LetterBox(crawler, config)
+        self._notes: dict[int, list[_Note]] = {}
+        self._moving: dict[int, tuple[Any, Stay]] = {}
+        self._run = uuid.uuid4().hex
+        self._numbers = itertools.count(1)
+        self._open_stays = 0
+        self._emptied: Gate | None = None
+        self._told: set[str] = set()
+        crawler.signals.connect(self.close, signals.engine_stopped)
+
+    @classmethod
+    async def begin(cls, crawler: Crawler) -> Delivery | None:
+        """Give the delivery of *crawler*, its journal opened; ``None`` where it is off.
+
+        It is off without the add-on, and in ``scrapy shell``, ``parse`` and ``check``, which are no
+        crawls. Raises :exc:`~scrapy_deferkit.journal.JournalError` where the journal cannot be
+        opened and ``DEFERKIT_JOURNAL_ON_ERROR`` is ``"close"``.
+        """
+        config = Config.from_settings(crawler.settings)
+        if not config.dead_letters or not _is_crawl(crawler):
+            return None
+        delivery = cls(crawler, config)
+        if config.journal:
+            await delivery._open_journal()
+        vars(crawler)[_DELIVERY] = delivery
+        return delivery
+
+    async def _open_journal(self) -> None:
+        directory = job_dir(self.crawler.settings)
+        assert directory is not None  # Config has seen to it
+        journal = Journal(Path(directory) / "deferkit-journal.sqlite", self._on_journal_error)
+        try:
+            await resolve(journal.open())
+        except JournalError as error:
+            if self.config.closes_on_journal_error:
+                raise
+            self._log(logging.ERROR, "%s. Items in flight are not kept in this crawl.", error)
+            return
+        self.journal = journal
+
+    def _on_journal_error(self, error: JournalError) -> None:
+        self.crawler.stats.inc_value("deferkit/journal/errors")
+        if self.config.closes_on_journal_error:
+            self._log(logging.ERROR, "%s. Closing the spider (DEFERKIT_JOURNAL_ON_ERROR)", error)
+            close_spider(self.crawler, "journal_error")
+        else:
+            self._log(logging.ERROR, "%s. The crawl goes on without", error)
+
+    # ------------------------------------------------------------------------ items on their way
+
+    def note(self, item: Any, page_url: str | None, **known: Any) -> None:
+        """Take note of what is known of *item*, which is about to enter the pipelines."""
+        before = self._moving.pop(id(item), (None, None))[1]
+        note = _Note(item, page_url, before, **known)
+        self._notes.setdefault(id(item), []).append(note)
+
+    def moves(self, item: Any, stay: Stay) -> None:
+        """Take note that *item* has left the spider middleware's stack, for the pipelines."""
+        self._moving[id(item)] = item, stay
+        self.leave()
+
+    def is_moving(self, item: Any, stay: Stay) -> bool:
+        """Tell whether *item* has left the stack and not come to the engine."""
+        return self._moving.get(id(item), (None, None))[1] is stay
+
+    def forget_moving(self, item: Any, stay: Stay) -> None:
+        """Let the row go of an item that left the stack and never came to the engine."""
+        if self.is_moving(item, stay):
+            del self._moving[id(item)]
+            self._let_go(stay)
+
+    def _note_of(self, item: Any) -> _Note:
+        notes = self._notes.get(id(item))
+        if not notes:
+            return _Note(item, None)
+        note = notes.pop(0)
+        if not notes:
+            del self._notes[id(item)]
+        return note
+
+    def enter_pipelines(self, item: Any) -> tuple[Stay, Deferred[None] | None]:
+        """Give the stay of *item* in the pipelines, and what to wait for before it begins."""
+        note = self._note_of(item)
+        return self._enter(PIPELINES, note)
+
+    def enter_spider_stack(
+        self, item: Any, response: Response, **known: Any
+    ) -> tuple[Stay, Deferred[None] | None]:
+        """Give the stay of *item* in the spider middleware's stack, as for the pipelines."""
+        return self._enter(SPIDER_STACK, _Note(item, response.url, **known))
+
+    def _enter(self, stage: str, note: _Note) -> tuple[Stay, Deferred[None] | None]:
+        self._open_stays += 1
+        item, url = note.item, note.page_url
+        if note.letter is not None and stage == note.letter.stage:
+            return Stay(note.letter.id, stage, url, None, letter=note.letter), None
+        if note.entry is not None and stage == note.entry.stage:
+            entry = note.entry
+            missing = (entry.missing,) if entry.missing else ()
+            encoded = Encoded(entry.item, entry.item_type, missing)
+            return Stay(entry.id, stage, url, None, encoded, is_in_journal=True), None
+        letter = None if note.before is None else note.before.letter
+        if letter is not None:  # a letter of the spider's stack stands for the item here too
+            return Stay(letter.id, stage, url, None, letter=letter), None
+        if self.journal is None:
+            return Stay(f"{self._run}-{next(self._numbers)}", stage, url, self._copy(item)), None
+        encoded = self._encode(item)
+        before = note.before
+        stay_id, safe = self.journal.begin(
+            stage,
+            encoded.text,
+            encoded.item_type,
+            page_url=url,
+            missing="; ".join(encoded.missing) or None,
+            replaces=before.id if before is not None and before.is_in_journal else None,
+        )
+        return Stay(stay_id, stage, url, None, encoded, is_in_journal=True), safe
+
+    async def wait_until_safe(self, safe: Deferred[None]) -> None:
+        """Wait until the journal has the row of an item; where it cannot, count and go on."""
+        try:
+            await resolve(safe)
+        except JournalError:  # on_error has said so
+            self.crawler.stats.inc_value("deferkit/journal/untracked")
+
+    def _copy(self, item: Any) -> Any:
+        try:
+            return copy_item(item)
+        except Exception:  # an item that cannot be copied: its text is what is kept
+            return self._encode(item)
+
+    def _encode(self, item: Any) -> Encoded:
+        encoded = self.codec.encode(item)
+        for missing in encoded.missing:
+            self._tell_once(
+                f"A value of an item has no stored form, so its row has a gap: {missing}. The item "
+                "is processed all the same."
+            )
+        return encoded
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told and len(self._told) < 100:
+            self._told.add(message)
+            self._log(logging.ERROR, "%s", message)
+
+    # ------------------------------------------------------------------------------ how they end
+
+    def end(self, stay: Stay) -> None:
+        """Forget an item that was scraped or dropped."""
+        self._let_go(stay)
+        self.leave()
+
+    def _let_go(self, stay: Stay) -> None:
+        if stay.letter is not None:
+            self.crawler.stats.inc_value("deferkit/replay/delivered")
+            self.letters.delivered(stay.letter.id)
+        elif stay.is_in_journal and self.journal is not None:
+            self.journal.end(stay.id)
+
+    def leave(self) -> None:
+        """Let an item go, and leave its row: it goes on to another stage, or to the next crawl."""
+        self._open_stays -= 1
+        if not self._open_stays and self._emptied is not None:
+            self._emptied.open()
+
+    async def fail(self, stay: Stay, item: Any, error: Exception) -> None:
+        """Keep an item that failed with *error* as a dead letter; *item* is what is left of it."""
+        failed = self._failed(stay, error)
+        try:
+            await resolve(self.letters.put(failed, is_replayed=stay.letter is not None))
+        except DeadLettersError as trouble:
+            self.letters.tell_of_lost(failed, trouble, is_in_journal=stay.is_in_journal)
+            self.leave()
+            return
+        if stay.is_in_journal and self.journal is not None:
+            self.journal.end(stay.id)
+        what = "items/dead_lettered" if stay.letter is None else "replay/failed"
+        self.crawler.stats.inc_value(f"deferkit/{what}")
+        try:
+            await self.crawler.signals.send_catch_log_async(
+                item_dead_lettered,
+                item=item,
+                failure=Failure(error),
+                letter_id=failed.id,
+                spider=self.crawler.spider,
+            )
+        finally:
+            self.leave()
+
+    def _failed(self, stay: Stay, error: Exception) -> Failed:
+        from .deadletters import Failed
+
+        encoded = stay.encoded
+        if encoded is None and stay.letter is not None:
+            missing = (stay.letter.missing,) if stay.letter.missing else ()
+            encoded = Encoded(stay.letter.item, stay.letter.item_type, missing)
+        elif isinstance(stay.snapshot, Encoded):
+            encoded = stay.snapshot
+        elif encoded is None:
+            encoded = self._encode(stay.snapshot)
+        spider = self.crawler.spider
+        assert spider is not None
+        return Failed(
+            id=stay.id,
+            spider=spider.name,
+            spider_args=json.dumps(_arguments_of(spider)),
+            stage=stay.stage if stay.letter is None else stay.letter.stage,
+            item=encoded.text,
+            item_type=encoded.item_type,
+            missing="; ".join(encoded.missing) or None,
+            page_url=stay.page_url,
+            step=step_of(error),
+            error_type=global_object_name(type(error)),
+            error=_text_of(error),
+            traceback=_traceback_of(error),
+            at=datetime.now(timezone.utc),
+        )
+
+    async def fail_unread(
+        self, error: Exception, *, entry: Entry | None = None, letter: DeadLetter | None = None
+    ) -> None:
+        """Keep what cannot be read, or not be processed, as the dead letter that it is."""
+        kept = entry or letter
+        assert kept is not None
+        missing = (kept.missing,) if kept.missing else ()
+        encoded = Encoded(kept.item, kept.item_type, missing)
+        stay = Stay(
+            kept.id, kept.stage, kept.page_url, None, encoded, entry is not None, letter=letter
+        )
+        self._open_stays += 1
+        self._log(
+            logging.ERROR, "The kept item %s is none that can be processed: %s", kept.id, error
+        )
+        await self.fail(stay, None, error)
+
+    # ----------------------------------------------------------------------------- how it closes
+
+    async def close(self) -> None:
+        """Write what is to be written, and let go of the files."""
+        if self._open_stays:
+            self._emptied = Gate([])
+            timer = Timer(_LAST_WAIT, self._emptied.open)
+            await resolve(self._emptied.deferred)
+            timer.cancel()
+        await self.letters.close()
+        if self.journal is not None:
+            try:
+                await resolve(self.journal.close())
+            except JournalError as error:
+                self._log(logging.ERROR, "%s", error)
+        vars(self.crawler).pop(_DELIVERY, None)
+
+    def _log(self, level: int, message: str, *args: object) -> None:
+        logger.log(level, message, *args, extra={"spider": self.crawler.spider})
+
+
+def delivery_of(crawler: Crawler) -> Delivery | None:
+    """Give the delivery of *crawler*, once the spider is open; ``None`` where it is off."""
+    delivery: Delivery | None = vars(crawler).get(_DELIVERY)
+    return delivery
+
+
+def _is_crawl(crawler: Crawler) -> bool:
+    """Tell whether this is a crawl: the commands ``parse`` and ``check`` put their own start()."""
+    start: Callable[..., Any] | None = getattr(crawler.spidercls, "start", None)
+    module = getattr(start, "__module__", None) or ""
+    return crawler.crawling and not module.startswith("scrapy.commands.")
+
+
+def _arguments_of(spider: Any) -> dict[str, str]:
+    """Give the attributes of *spider* that may be its arguments: those that are text."""
+    return {
+        name: value
+        for name, value in vars(spider).items()
+        if isinstance(value, str) and name != "name" and not name.startswith("_")
+    }
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return str(error)[:_LONGEST_TEXT]
+    except Exception:
+        return f"(a {type(error).__name__} that has no text)"
+
+
+def _traceback_of(error: Exception) -> str:
+    try:
+        text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    except Exception:
+        text = _text_of(error)
+    return text[-_LONGEST_TEXT:]
