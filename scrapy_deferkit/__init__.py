@@ -6,6 +6,8 @@ from .downloadermiddlewares import StackDownloaderMiddleware
 from .exceptions import (
     CircuitOpen,
     ClosingError,
+    DeadLettersError,
+    DeadLettersUnavailable,
     DeferKitError,
     MergeConflict,
     NoItemReturned,
@@ -36,6 +38,8 @@ __all__ = [
     "CircuitBreaker",
     "CircuitOpen",
     "ClosingError",
+    "DeadLettersError",
+    "DeadLettersUnavailable",
     "DeferKitError",
     "DeferKitItemProcessor",
     "Each",
