@@ -60,6 +60,7 @@ class Stay:
 
     encoded: Encoded | None = None
     is_in_journal: bool = False
+    attempts: int = 1
     letter: DeadLetter | None = None
     """The dead letter that is being replayed."""
 
@@ -188,7 +189,8 @@ class Delivery:
             entry = note.entry
             missing = (entry.missing,) if entry.missing else ()
             encoded = Encoded(entry.item, entry.item_type, missing)
-            return Stay(entry.id, stage, url, None, encoded, is_in_journal=True), None
+            stay = Stay(entry.id, stage, url, None, encoded, True, entry.attempts + 1)
+            return stay, None
         letter = None if note.before is None else note.before.letter
         if letter is not None:  # a letter of the spider's stack stands for the item here too
             return Stay(letter.id, stage, url, None, letter=letter), None
@@ -202,6 +204,7 @@ class Delivery:
             encoded.item_type,
             page_url=url,
             missing="; ".join(encoded.missing) or None,
+            attempts=1 if before is None else before.attempts,
             replaces=before.id if before is not None and before.is_in_journal else None,
         )
         return Stay(stay_id, stage, url, None, encoded, is_in_journal=True), safe
