@@ -56,6 +56,12 @@ class LetterBox:
             self._thread = WorkerThread("deferkit-dead-letters")
         return self._thread.call(lambda: function(self._opened()))
 
+    def prepare(self) -> Deferred[None]:
+        """Import what the store needs, in the thread: in the loop it would stop all for a while."""
+        if self._thread is None:
+            self._thread = WorkerThread("deferkit-dead-letters")
+        return self._thread.call(_import)
+
     def _opened(self) -> DeadLetters:
         if self._store is None:
             from .deadletters import DeadLetters
@@ -77,6 +83,7 @@ class LetterBox:
         self._add("delivered", letter_id).addErrback(self._log_not_removed, letter_id)
 
     def _log_not_removed(self, failure: Failure, letter_id: str) -> None:
+        self._crawler.stats.inc_value("deferkit/replay/not_removed")
         logger.error(
             "The dead letter %s was delivered and could not be removed: %s",
             letter_id,
@@ -122,13 +129,13 @@ class LetterBox:
             await self.patiently(writes[kind])
         except Exception:
             outcome = Failure()
-        if kind == "put" and outcome is None and self._most:
-            await self._check_room()
         for _, done in some:
             if outcome is None:
                 done.callback(None)
             else:
                 done.errback(outcome)
+        if kind == "put" and outcome is None and self._most:
+            await self._check_room()
 
     async def patiently(self, function: Callable[[DeadLetters], _T]) -> _T:
         """Call *function* with the store, and again while that is not to be reached."""
@@ -165,7 +172,11 @@ class LetterBox:
         from .deadletters import Selection
 
         ours = Selection(spider=self._spider_name)
-        there = await self.patiently(lambda store: store.count(ours))
+        try:
+            there = await self.patiently(lambda store: store.count(ours))
+        except DeadLettersError as trouble:  # they are safe all the same
+            logger.error("%s", trouble, extra={"spider": self._crawler.spider})
+            return
         if there >= self._most:
             logger.error(
                 "There are %d dead letters: closing the spider (DEFERKIT_DEAD_LETTERS_MAX = %d)",
@@ -173,6 +184,7 @@ class LetterBox:
                 self._most,
                 extra={"spider": self._crawler.spider},
             )
+            self._most = 0  # it is closing: that is said once
             close_spider(self._crawler, "dead_letters_full")
 
     def tell_of_lost(self, failed: Failed, trouble: Exception, *, is_in_journal: bool) -> None:
@@ -216,12 +228,35 @@ class LetterBox:
             self._thread = None
 
 
+def default_folder() -> Path:
+    """Give the folder in the project's data directory where the SQLite files are.
+
+    Unlike Scrapy's ``data_path()``, this creates nothing, and does without a ``scrapy.cfg``.
+    """
+    from scrapy.utils.conf import closest_scrapy_cfg, get_config
+    from scrapy.utils.project import inside_project
+
+    data = Path(".scrapy")
+    if inside_project():
+        config, nearest = get_config(), closest_scrapy_cfg()
+        if config.has_option("datadir", "default"):
+            data = Path(config.get("datadir", "default"))
+        elif nearest:
+            data = Path(nearest).parent / data
+    return data.absolute() / "deferkit"
+
+
+def _import() -> None:
+    import tenacity  # noqa: F401
+
+    from . import deadletters  # noqa: F401
+
+
 def default_url(spider: str) -> str:
-    """Give the URL of the SQLite file in the project's data directory, one for each spider."""
+    """Give the URL of the SQLite file of *spider*, in the project's data directory."""
     from urllib.parse import quote
 
-    from scrapy.utils.project import data_path
     from sqlalchemy.engine import URL
 
-    path = Path(data_path("deferkit")) / f"{quote(spider, safe='')}.sqlite"
-    return URL.create("sqlite", database=str(path.absolute())).render_as_string()
+    path = default_folder() / f"{quote(spider, safe='')}.sqlite"
+    return URL.create("sqlite", database=str(path)).render_as_string()

@@ -87,6 +87,12 @@ def engine_of(crawler: Crawler) -> ExecutionEngine | None:
         return None
 
 
+def is_closing(crawler: Crawler) -> bool:
+    """Tell whether the crawl is being closed, so that nothing new should begin."""
+    slot = getattr(engine_of(crawler), "_slot", None)
+    return not crawler.crawling or getattr(slot, "closing", None) is not None
+
+
 def close_spider(crawler: Crawler, reason: str) -> None:
     """Have the crawl closed with *reason*, beside what is running now: waiting would deadlock.
 

@@ -212,6 +212,35 @@ def _way_back() -> Callable[..., object]:
     return reactor.callFromThread  # type: ignore[no-any-return]
 
 
+class Latch:
+    """What many coroutines wait for together, each as the runtime wants it; it opens once."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop() if uses_asyncio() else None
+        self._waiting: list[Any] = []
+
+    def wait(self) -> Awaitable[None]:
+        """Give what one coroutine awaits; cancelling that cancels nobody else's."""
+        waiting: Any = (
+            Deferred(lambda _: None) if self._loop is None else self._loop.create_future()
+        )
+        self._waiting.append(waiting)
+        return waiting  # type: ignore[no-any-return]
+
+    def open(self, error: Exception | None = None) -> None:
+        """Let all go on; with *error*, all fail with it."""
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            if isinstance(each, Deferred):
+                if not each.called:
+                    each.callback(None if error is None else Failure(error))
+            elif not each.done():
+                if error is None:
+                    each.set_result(None)
+                else:
+                    each.set_exception(error)
+
+
 class Started:
     """What is left of *coroutine*, which was started by hand and gave *waiting*; await it.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from ._runtime import Timer, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+logger = logging.getLogger(__name__)
 
 FIRST_WARNING = 60.0
 """Seconds after which the first warning comes; each next one comes after twice the time."""
@@ -85,7 +88,10 @@ class Watchdog(Generic[_W]):
         while self._old and self._old[0][0] <= time:
             _, _, watched, act = heapq.heappop(self._old)
             if watched in self._known:
-                act()
+                try:
+                    act()
+                except Exception:  # of a canceller: the others are watched all the same
+                    logger.exception("%s could not be ended", watched)
         self._next = float("inf")
         if self._young:
             self._look_at(next(iter(self._young.values())) + self._first, time)

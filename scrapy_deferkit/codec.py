@@ -54,6 +54,7 @@ import operator
 import re
 import reprlib
 import sys
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
@@ -156,12 +157,12 @@ class Codec:
                 'classes is expected, as in DEFERKIT_ITEM_CLASSES = ["shop_items.Book"]'
             )
         with blaming("DEFERKIT_ITEM_CLASSES"):
-            return cls(dict.fromkeys(filter(None, packages)), entries)
+            return cls(dict.fromkeys(packages), entries)
 
     def encode(self, item: Any) -> Encoded:
         """Write *item*, which is not changed; any value may be given, and nothing is raised."""
         try:
-            return _encode_plain(item) or _encode(item)
+            return _encode_plain(item) or _encode(item, self._classes)
         except Exception as error:  # such as a dict that another thread changes
             name = _name_of(type(item))
             row = {"$unstorable": name, "repr": _shown(item)}
@@ -316,8 +317,8 @@ def _is_plain(values: Collection[Any], levels: int) -> bool:
     return True
 
 
-def _encode(item: Any) -> Encoded:
-    writer = _Writer()
+def _encode(item: Any, classes: Mapping[str, type]) -> Encoded:
+    writer = _Writer(classes)
     text = _dumps(writer.write(item, None))
     return Encoded(text, _name_of(type(item)), tuple(writer.missing))
 
@@ -325,8 +326,9 @@ def _encode(item: Any) -> Encoded:
 class _Writer:
     """Makes one item into what JSON has, and notes what has no form."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: Mapping[str, type]) -> None:
         self.missing: list[str] = []
+        self._classes = classes
         self._open: set[int] = set()
 
     def write(self, value: Any, where: _Where) -> Any:
@@ -370,10 +372,12 @@ class _Writer:
         if kind is None and Enum not in cls.__mro__:
             return self._leave_out(value, where, plain=_plain_part(value))
         if not (kind.is_findable if kind else _is_findable(cls)):
-            self.missing.append(
-                f"{_path(where)}: {_name_of(cls)} cannot be found by that name; define the class "
-                "at the top level of a module, or of a class there"
-            )
+            name = _name_of(cls)
+            if self._classes.get(name) is not cls:
+                self.missing.append(
+                    f"{_path(where)}: no class is found by the name {name}; define it at the top "
+                    "level of a module, or of a class there, or list it in DEFERKIT_ITEM_CLASSES"
+                )
         if kind is None:
             return _write_enum(value)
         fields = kind.plain_fields(value)
@@ -468,7 +472,7 @@ _AS_BASE: list[tuple[type, Callable[[Any], Any]]] = [
 # --------------------------------------------------------------------------- the kinds of items
 
 
-class _Kind:
+class _Kind(ABC):
     """How the items of a class are taken apart and built, past all code of that class."""
 
     parts: frozenset[str] = frozenset({"fields", "attributes"})
@@ -499,9 +503,9 @@ class _Kind:
         fields, attributes = self.split(item)
         return {"fields": fields, "attributes": attributes} if attributes else {"fields": fields}
 
+    @abstractmethod
     def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
         """Give the fields of *item*, and its other attributes."""
-        raise NotImplementedError
 
     def build(self, parts: dict[str, Any]) -> Any:
         """Build an item; raise :exc:`ValueError` where *parts* do not fit its class."""
@@ -517,9 +521,9 @@ class _Kind:
                 raise ValueError(f"its {name} are no {expected.__name__}: {_shown(part)}")
         return self.make(parts["fields"], parts.get("attributes", {}))
 
+    @abstractmethod
     def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
         """Make an item; raise :exc:`ValueError` for *fields* that its class does not have."""
-        raise NotImplementedError
 
     def state(self, item: Any) -> dict[str, Any]:
         """Give what *item* has in its ``__dict__`` and its slots, but for what is cached there."""
@@ -696,14 +700,17 @@ def _kind_of(cls: Any) -> _Kind | None:
 def _adds_no_layout(cls: type, base: type) -> bool:
     """Tell whether *cls* derives from *base* and else from classes made in Python alone.
 
-    ``base.__new__`` can make an instance of such a class without any code of it.
+    ``base.__new__`` can make an instance of such a class, without any code of it.
     """
     return base in cls.__mro__ and all(
-        each.__flags__ & _MADE_IN_PYTHON for each in cls.__mro__ if each not in (base, object)
+        each.__flags__ & (_MADE_AT_RUN_TIME | _MADE_IN_C) == _MADE_AT_RUN_TIME
+        for each in cls.__mro__
+        if each not in (base, object)
     )
 
 
-_MADE_IN_PYTHON = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_MADE_AT_RUN_TIME = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_MADE_IN_C = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE: set where C code makes a class at run time
 
 
 def _is_buildable(cls: type) -> bool:

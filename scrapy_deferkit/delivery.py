@@ -21,10 +21,10 @@ from ._config import Config
 from ._engine import Gate, resolve
 from ._letterbox import LetterBox
 from ._lifecycle import close_spider
-from ._runtime import Timer
+from ._runtime import Timer, spawn
 from .codec import Codec, Encoded
-from .exceptions import DeadLettersError, step_of
-from .journal import Journal, JournalError
+from .exceptions import step_of
+from .journal import Journal, JournalError, JournalInUse, JournalTooNew
 from .merge import copy_item
 from .signals import item_dead_lettered
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
     from scrapy.http import Response
-    from twisted.internet.defer import Deferred
 
     from .deadletters import DeadLetter, Failed
     from .journal import Entry
@@ -45,6 +44,7 @@ SPIDER_STACK = "spider stack"
 
 _DELIVERY = "_deferkit_delivery"
 _LAST_WAIT = 10.0
+_SIGNAL_COMES_IN = 5.0
 _LONGEST_TEXT = 20_000
 
 
@@ -61,8 +61,20 @@ class Stay:
     encoded: Encoded | None = None
     is_in_journal: bool = False
     attempts: int = 1
+    is_new: bool = False
+    """Whether its row has only just been given to the journal."""
+
     letter: DeadLetter | None = None
     """The dead letter that is being replayed."""
+
+
+@dataclass(slots=True, eq=False)
+class _Failing:
+    """An item that has failed in the pipelines, and waits for the signal that tells its page."""
+
+    stay: Stay
+    error: Exception
+    timer: Timer
 
 
 @dataclass(slots=True)
@@ -97,6 +109,9 @@ class Delivery:
         self._open_stays = 0
         self._emptied: Gate | None = None
         self._told: set[str] = set()
+        self._failing: dict[int, list[_Failing]] = {}
+        self.is_replay = crawler.settings.get("DEFERKIT_REPLAY") is not None
+        crawler.signals.connect(self._on_item_error, signals.item_error)
         crawler.signals.connect(self.close, signals.engine_stopped)
 
     @classmethod
@@ -105,12 +120,14 @@ class Delivery:
 
         It is off without the add-on, and in ``scrapy shell``, ``parse`` and ``check``, which are no
         crawls. Raises :exc:`~scrapy_deferkit.journal.JournalError` where the journal cannot be
-        opened and ``DEFERKIT_JOURNAL_ON_ERROR`` is ``"close"``.
+        opened and ``DEFERKIT_JOURNAL_ON_ERROR`` is ``"close"``; whatever that is, where another
+        process holds the journal or a newer version wrote it.
         """
         config = Config.from_settings(crawler.settings)
         if not config.dead_letters or not _is_crawl(crawler):
             return None
         delivery = cls(crawler, config)
+        await resolve(delivery.letters.prepare())
         if config.journal:
             await delivery._open_journal()
         vars(crawler)[_DELIVERY] = delivery
@@ -123,7 +140,10 @@ class Delivery:
         try:
             await resolve(journal.open())
         except JournalError as error:
-            if self.config.closes_on_journal_error:
+            refused = isinstance(error, (JournalInUse, JournalTooNew))
+            if refused or self.config.closes_on_journal_error:
+                # Scrapy shows it as one of several that follow from each other.
+                self._log(logging.ERROR, "The crawl does not begin: %s", error)
                 raise
             self._log(logging.ERROR, "%s. Items in flight are not kept in this crawl.", error)
             return
@@ -169,57 +189,62 @@ class Delivery:
             del self._notes[id(item)]
         return note
 
-    def enter_pipelines(self, item: Any) -> tuple[Stay, Deferred[None] | None]:
-        """Give the stay of *item* in the pipelines, and what to wait for before it begins."""
-        note = self._note_of(item)
-        return self._enter(PIPELINES, note)
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether there is a row for each item in flight, of the journal or a dead letter's."""
+        return self.journal is not None or self.is_replay
 
-    def enter_spider_stack(
-        self, item: Any, response: Response, **known: Any
-    ) -> tuple[Stay, Deferred[None] | None]:
+    def enter_pipelines(self, item: Any) -> Stay:
+        """Give the stay of *item* in the pipelines; :meth:`wait_until_safe` before it begins."""
+        return self._enter(PIPELINES, self._note_of(item))
+
+    def enter_spider_stack(self, item: Any, response: Response, **known: Any) -> Stay:
         """Give the stay of *item* in the spider middleware's stack, as for the pipelines."""
         return self._enter(SPIDER_STACK, _Note(item, response.url, **known))
 
-    def _enter(self, stage: str, note: _Note) -> tuple[Stay, Deferred[None] | None]:
+    def _enter(self, stage: str, note: _Note) -> Stay:
         self._open_stays += 1
-        item, url = note.item, note.page_url
+        item, url, before = note.item, note.page_url, note.before
         if note.letter is not None and stage == note.letter.stage:
-            return Stay(note.letter.id, stage, url, None, letter=note.letter), None
+            return Stay(note.letter.id, stage, url, None, letter=note.letter)
         if note.entry is not None and stage == note.entry.stage:
             entry = note.entry
             missing = (entry.missing,) if entry.missing else ()
             encoded = Encoded(entry.item, entry.item_type, missing)
-            stay = Stay(entry.id, stage, url, None, encoded, True, entry.attempts + 1)
-            return stay, None
-        letter = None if note.before is None else note.before.letter
-        if letter is not None:  # a letter of the spider's stack stands for the item here too
-            return Stay(letter.id, stage, url, None, letter=letter), None
+            return Stay(entry.id, stage, url, None, encoded, True, entry.attempts + 1)
+        if before is not None and before.letter is not None:
+            # A letter of the spider's stack stands for the item here too.
+            return Stay(before.letter.id, stage, url, None, letter=before.letter)
         if self.journal is None:
-            return Stay(f"{self._run}-{next(self._numbers)}", stage, url, self._copy(item)), None
+            return Stay(self._new_id(), stage, url, self.copy(item))
         encoded = self._encode(item)
-        before = note.before
-        stay_id, safe = self.journal.begin(
-            stage,
-            encoded.text,
-            encoded.item_type,
-            page_url=url,
-            missing="; ".join(encoded.missing) or None,
-            attempts=1 if before is None else before.attempts,
-            replaces=before.id if before is not None and before.is_in_journal else None,
+        missing_text = "; ".join(encoded.missing) if encoded.missing else None
+        attempts = 1 if before is None else before.attempts
+        row_id = self.journal.add(
+            (stage, encoded.text, encoded.item_type, url, missing_text),
+            attempts,
+            before.id if before is not None and before.is_in_journal else None,
         )
-        return Stay(stay_id, stage, url, None, encoded, is_in_journal=True), safe
+        stay = Stay(row_id, stage, url, None, encoded, True, attempts)
+        stay.is_new = True
+        return stay
 
-    async def wait_until_safe(self, safe: Deferred[None]) -> None:
-        """Wait until the journal has the row of an item; where it cannot, count and go on."""
+    def _new_id(self) -> str:
+        return f"{self._run}-{next(self._numbers)}"
+
+    async def wait_until_safe(self) -> None:
+        """Wait until the journal has what has just begun; where it cannot, count and go on."""
+        assert self.journal is not None
         try:
-            await resolve(safe)
+            await self.journal.written()
         except JournalError:  # on_error has said so
             self.crawler.stats.inc_value("deferkit/journal/untracked")
 
-    def _copy(self, item: Any) -> Any:
+    def copy(self, item: Any) -> Any:
+        """Give a copy of *item* as it is now; where it cannot be copied, its stored form."""
         try:
             return copy_item(item)
-        except Exception:  # an item that cannot be copied: its text is what is kept
+        except Exception:
             return self._encode(item)
 
     def _encode(self, item: Any) -> Encoded:
@@ -256,13 +281,51 @@ class Delivery:
         if not self._open_stays and self._emptied is not None:
             self._emptied.open()
 
+    def failed_in_pipelines(self, kept: Any, item: Any, error: Exception) -> None:
+        """Have *item* kept as a dead letter, as soon as Scrapy's ``item_error`` tells its page.
+
+        *kept* is its stay, or a copy of it as it entered.
+        """
+        stay = kept
+        if not isinstance(kept, Stay):
+            stay = Stay(self._new_id(), PIPELINES, None, kept)
+            self._open_stays += 1
+        failing = _Failing(stay, error, Timer(_SIGNAL_COMES_IN, lambda: self._fail_unheard(item)))
+        self._failing.setdefault(id(item), []).append(failing)
+
+    def _take_failing(self, item: Any, error: Any) -> _Failing | None:
+        failings = self._failing.get(id(item), [])
+        failing = next((it for it in failings if error is None or it.error is error), None)
+        if failing is not None:
+            failing.timer.cancel()
+            failings.remove(failing)
+            if not failings:
+                del self._failing[id(item)]
+        return failing
+
+    async def _on_item_error(self, item: Any, response: Any, failure: Failure) -> None:
+        failing = self._take_failing(item, failure.value)
+        if failing is not None:
+            if failing.stay.page_url is None:
+                failing.stay.page_url = getattr(response, "url", None)
+            await self.fail(failing.stay, item, failing.error)
+
+    def _fail_unheard(self, item: Any) -> None:
+        """Keep an item of whose failure Scrapy has sent no signal."""
+        failing = self._take_failing(item, None)
+        if failing is not None:
+            spawn(self.fail(failing.stay, item, failing.error), self._log_unkept)
+
+    def _log_unkept(self, failure: Failure) -> None:
+        self._log(logging.ERROR, "A failed item could not be kept: %s", failure.value)
+
     async def fail(self, stay: Stay, item: Any, error: Exception) -> None:
         """Keep an item that failed with *error* as a dead letter; *item* is what is left of it."""
         failed = self._failed(stay, error)
         try:
             await resolve(self.letters.put(failed, is_replayed=stay.letter is not None))
-        except DeadLettersError as trouble:
-            self.letters.tell_of_lost(failed, trouble, is_in_journal=stay.is_in_journal)
+        except Exception as trouble:
+            self.letters.tell_of_lost(failed, trouble, is_in_journal=self._has_row(stay))
             self.leave()
             return
         if stay.is_in_journal and self.journal is not None:
@@ -279,6 +342,9 @@ class Delivery:
             )
         finally:
             self.leave()
+
+    def _has_row(self, stay: Stay) -> bool:
+        return stay.is_in_journal and self.journal is not None and self.journal.has(stay.id)
 
     def _failed(self, stay: Stay, error: Exception) -> Failed:
         from .deadletters import Failed

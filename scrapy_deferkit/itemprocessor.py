@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ERRORS: tuple[type[BaseException], ...] = (Exception, *CANCELLED)
 _NO_ARGUMENTS: dict[str, Any] = {}
 _RECHECK_AFTER = 0.1
 
@@ -101,6 +102,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
         self._ended = 0
         self._failures: deque[int] = deque()
         self._delivery: Delivery | None = None
+        self._keeps_rows = False
+        self._copy: Callable[[Any], Any] | None = None
         self._inside = 0
         self._emptied: Gate | None = None
         self._rechecking: Timer | None = None
@@ -159,7 +162,10 @@ class DeferKitItemProcessor(ItemPipelineManager):
     async def open_spider_async(self) -> None:
         """Open every pipeline, and the journal before them."""
         if self.crawler is not None:
-            self._delivery = await Delivery.begin(self.crawler)
+            self._delivery = delivery = await Delivery.begin(self.crawler)
+            self._keeps_rows = delivery is not None and delivery.keeps_rows
+            if delivery is not None and not delivery.keeps_rows:
+                self._copy = delivery.copy
         try:
             await super().open_spider_async()
         except BaseException:
@@ -167,6 +173,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 await self._delivery.close()
             raise
         self._publish_every(self._publish_interval)
+        if self.crawler is not None and engine_of(self.crawler) is not None:
+            self._recheck()
 
     def process_item_async(self, item: Any) -> Coroutine[Any, Any, Any]:
         """Give, once awaited, *item* as the pipelines made it.
@@ -175,22 +183,22 @@ class DeferKitItemProcessor(ItemPipelineManager):
         ``DEFERKIT_ITEM_TIMEOUT``.
         """
         # Not a coroutine function itself: one more of them is a tenth of what an item costs.
-        return self._process(item) if self._delivery is None else self._deliver(item)
+        return self._deliver(item) if self._keeps_rows else self._process(item)
 
     async def _deliver(self, item: Any) -> Any:
-        """Process *item*, and keep it until it has ended."""
+        """Process *item*, which has a row until it has ended."""
         delivery = self._delivery
         assert delivery is not None
-        stay, safe = delivery.enter_pipelines(item)
+        stay = delivery.enter_pipelines(item)
         try:
-            if safe is not None:
-                await delivery.wait_until_safe(safe)
+            if stay.is_new:
+                await delivery.wait_until_safe()
             result = await self._process(item)
         except DropItem:
             delivery.end(stay)
             raise
         except Exception as error:
-            await delivery.fail(stay, item, error)
+            delivery.failed_in_pipelines(stay, item, error)
             raise
         except BaseException:
             delivery.leave()
@@ -204,6 +212,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
         holds_slot = slots is not None and not slots.tokens
         if holds_slot:
             await self._wait_for_slot()
+        as_entered = None if self._copy is None else self._copy(item)
         left: Iterator[Any]
         calls: Iterator[Callable[[Any], Any]]
         if self._timed:
@@ -233,6 +242,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             return result
         except BaseException as error:
             failure = self._failure(calls, left, visit, error)
+            if self._copy is not None and isinstance(failure, Exception):
+                self._keep(as_entered, item, failure)
             if failure is error:
                 raise
             raise failure from error
@@ -243,6 +254,10 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 self._give_slot_back()
             if self._is_windowed:
                 self._ended += 1
+
+    def _keep(self, as_entered: Any, item: Any, failure: Exception) -> None:
+        if self._delivery is not None and not isinstance(failure, DropItem):
+            self._delivery.failed_in_pipelines(as_entered, item, failure)
 
     async def _wait_for_slot(self) -> None:
         slots = self._slots
@@ -271,8 +286,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
             else:
                 self._slots.release()
         if not self._inside and self._emptied is not None:
-            self._emptied.open()
-        self._recheck()
+            call_soon(self._emptied.open)  # when the signal of this item has been sent
 
     def _fold(self) -> None:
         for pipeline in self._pipelines:
@@ -337,26 +351,22 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 f" of the last {limit.of_last}" if limit.of_last else "",
                 extra={"spider": self._spider},
             )
+            self._limit = None
             close_spider(crawler, "item_failures")
 
     def _recheck(self) -> None:
-        """Have Scrapy look again whether it can close, once this item has ended.
+        """Have Scrapy look again and again whether it can close.
 
         It looks when a response ends; an item that ``start()`` yielded has none, and the crawl
-        would wait for ever. This is the one private call of Scrapy's that it needs.
+        would wait for ever, for the item or for a slow handler of its signal. This is the one
+        private call of Scrapy's that it needs.
         """
-        if self._rechecking is None and self._closing_scraper() is not None:
-            self._rechecking = Timer(0, self._look_again)
-
-    def _look_again(self) -> None:
-        self._rechecking = None
         scraper = self._closing_scraper()
-        if scraper is None:
-            return
-        if scraper.slot.is_idle():
+        if scraper is not None and scraper.slot.is_idle():
+            self._rechecking = None
             scraper._check_if_closing()
-        else:  # a handler of the item's signal may take its time
-            self._rechecking = Timer(_RECHECK_AFTER, self._look_again)
+        else:
+            self._rechecking = Timer(_RECHECK_AFTER, self._recheck)
 
     def _closing_scraper(self) -> Any:
         engine = None if self.crawler is None else engine_of(self.crawler)
@@ -378,8 +388,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
         try:
             await self._close_pipelines(errors)
         finally:
-            if self._publishing is not None:
-                self._publishing.cancel()
+            for timer in (self._publishing, self._rechecking):
+                if timer is not None:
+                    timer.cancel()
             if self._stats is not None:
                 self._stats.publish()
         if errors:
@@ -394,7 +405,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 result: Any = method(self._spider) if wants_spider else method()
                 if is_pending(result):
                     result = to_deferred(result)
-            except Exception:
+            except _ERRORS:
                 result = Failure()
             begun.append((method, result))
         for method, result in begun:
@@ -402,12 +413,14 @@ class DeferKitItemProcessor(ItemPipelineManager):
             if isinstance(outcome, Failure):
                 assert outcome.value is not None
                 errors.append(outcome.value)
-                self._log_failed_close(global_object_name(method), outcome.value)
+                self._log_failed_close(method, outcome.value)
 
-    def _log_failed_close(self, name: str, error: BaseException) -> None:
+    def _log_failed_close(self, method: Any, error: BaseException) -> None:
         if self.crawler is not None:
             self.crawler.stats.inc_value("deferkit/pipelines/failed_to_close")
         extra = {"spider": self._spider}
+        has_name = hasattr(method, "__qualname__")
+        name = global_object_name(method) if has_name else repr(method)
         logger.error("%s failed: %s", name, error, exc_info=error, extra=extra)
 
     def _publish_every(self, interval: float) -> None:
@@ -442,6 +455,8 @@ class _Visit(Started):
     @property
     def position(self) -> int:
         """Which pipeline the item is in."""
+        if self.expired_at is not None:
+            return self.expired_at
         return self.processor._position(self.left)
 
     @property

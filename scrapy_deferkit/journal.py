@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
-from ._runtime import WorkerThread, call_soon
+from ._runtime import Latch, WorkerThread, call_soon
 from .exceptions import DeferKitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Awaitable, Callable, Collection, Iterable
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Entry:
 class _Group:
     """What begins and ends between two transactions, and is written in one."""
 
-    __slots__ = ("again", "begun", "ends", "replaced", "rows")
+    __slots__ = ("again", "begun", "ends", "latch", "replaced", "rows")
 
     def __init__(self) -> None:
         self.rows: dict[int, tuple[Any, ...]] = {}
@@ -68,12 +68,16 @@ class _Group:
         self.ends: set[int] = set()
         self.replaced: dict[int, int] = {}  # a new row, and the row that it ends by beginning
         self.begun: list[Deferred[None]] = []
+        self.latch: Latch | None = None
 
     def changes_rows(self) -> bool:
         return bool(self.rows or self.again or self.ends)
 
     def settle(self, outcome: object) -> None:
         """Fire the Deferreds of what began here: with the error, where *outcome* is a Failure."""
+        if self.latch is not None:
+            error = outcome.value if isinstance(outcome, Failure) else None
+            self.latch.open(error if isinstance(error, Exception) else None)
         for begun in self.begun:
             if isinstance(outcome, Failure):
                 begun.errback(outcome.value)
@@ -147,15 +151,38 @@ class Journal:
 
         End the id in any case, even when its Deferred has failed.
         """
+        row = (stage, item, item_type, page_url, missing)
+        item_id = self.add(row, attempts, replaces)
+        return item_id, self._await_write() if self._is_open else fail(_not_open(self.path))
+
+    def add(
+        self,
+        row: tuple[str, str, str, str | None, str | None],
+        attempts: int = 1,
+        replaces: str | None = None,
+    ) -> str:
+        """Note an item that begins, as :meth:`begin`; what :meth:`written` gives then tells when.
+
+        *row* has the stage, the item, its type, its page's URL, and what is missing.
+        """
         self._last_position = position = self._last_position + 1
-        item_id = f"{self._run}-{position}"
+        if self._is_open:
+            group = self._waiting
+            group.rows[position] = (position, self._run, *row, time.time(), attempts)
+            if replaces is not None:
+                self._replace(replaces, position)
+            if not self._is_write_due:
+                self._want_write()
+        return f"{self._run}-{position}"
+
+    def written(self) -> Awaitable[None]:
+        """Give what a coroutine awaits until what has just begun is safe, or fails with."""
         if not self._is_open:
-            return item_id, fail(_not_open(self.path))
-        row = (self._run, stage, item, item_type, page_url, missing, time.time(), attempts)
-        self._waiting.rows[position] = (position, *row)
-        if replaces is not None:
-            self._replace(replaces, position)
-        return item_id, self._await_write()
+            raise _not_open(self.path)
+        group = self._waiting
+        if group.latch is None:
+            group.latch = Latch()
+        return group.latch.wait()
 
     def begin_again(self, item_id: str) -> Deferred[None]:
         """Note that this run tries an item of an earlier one: an attempt more, under its own id."""
@@ -178,6 +205,13 @@ class Journal:
         else:
             group.replaced.pop(position, None)
         self._want_write()
+
+    def has(self, item_id: str) -> bool:
+        """Tell whether the file has a row for an item, as far as is known."""
+        row: int | None = _position_of(item_id)
+        while row is not None and row in self._unwritten:
+            row = self._unwritten[row]
+        return row is not None
 
     def unfinished(self, after: int, limit: int) -> Deferred[list[Entry]]:
         """Give at most *limit* entries of earlier runs behind the position *after*, in order.

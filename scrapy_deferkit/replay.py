@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from scrapy.http import Request, Response
 
 from ._engine import resolve
+from ._lifecycle import close_spider, is_closing
 from ._runtime import Timer
 from .defer import parallel_async
 from .delivery import SPIDER_STACK, Delivery, delivery_of
@@ -83,6 +84,7 @@ class Inputs:
                 self._has_failed(outcome.value)
 
     def _has_failed(self, error: BaseException) -> None:
+        self._crawler.stats.inc_value("deferkit/kept_items/errors")
         logger.error(
             "Kept items could not be taken up; they stay where they are: %s",
             error,
@@ -183,7 +185,13 @@ class Replay(Inputs):
         finally:
             if self._renewal is not None:
                 self._renewal.cancel()
-            await self._delivery.letters.give_up_leases()
+            try:
+                await self._delivery.letters.give_up_leases()
+            except DeferKitError as error:
+                self._has_failed(error)
+            if not is_closing(self._crawler):
+                # At once: a spider that finds more to do when it is idle would go on for ever.
+                close_spider(self._crawler, "finished")
 
     async def _kept(self) -> AsyncIterator[DeadLetter]:
         letters, order = self._delivery.letters, self._order
@@ -198,6 +206,8 @@ class Replay(Inputs):
             left = None if left is None else left - len(some)
             self._held.update(letter.id for letter in some)
             for letter in some:
+                if is_closing(self._crawler):  # Ctrl-C, say: the others stay for another time
+                    return
                 yield letter
 
     async def _process_one(self, letter: DeadLetter) -> None:
@@ -227,6 +237,11 @@ async def inputs_of(crawler: Crawler) -> Inputs | None:
     delivery = delivery_of(crawler)
     order: ReplayOrder | None = crawler.settings.get("DEFERKIT_REPLAY")
     if delivery is None:
+        if order is not None:
+            raise DeferKitError(
+                "dead letters were to be replayed, and items are not kept in this crawl, so "
+                "nothing is crawled; run `scrapy deferkit replay` with the add-on on"
+            )
         return None
     if order is not None:
         return Replay(crawler, delivery, order)

@@ -58,10 +58,12 @@ class Report:
         self._failed += 1
         error = failure.value
         assert error is not None
-        kind = (step_of(error) or "(unknown)", _described(error))
-        if kind in self._kinds or len(self._kinds) < _MOST_KINDS:
-            self._kinds[kind] += 1
-            self._examples.setdefault(kind, getattr(response, "url", "no page: from start()"))
+        step = step_of(error) or "(unknown)"
+        kind = (step, _described(error))
+        if kind not in self._kinds and len(self._kinds) >= _MOST_KINDS:
+            kind = (step, type(error).__name__)  # messages that all differ say less
+        self._kinds[kind] += 1
+        self._examples.setdefault(kind, getattr(response, "url", "no page: from start()"))
 
     def _on_closed(self) -> None:
         logger.info("%s", self.text(), extra={"spider": self._crawler.spider})

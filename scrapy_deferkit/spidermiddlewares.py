@@ -108,6 +108,10 @@ class StackSpiderMiddleware:
                 if delivery is None or left is None or left.stay is None:
                     yield output
                     continue
+                if not delivery.keeps_rows:
+                    delivery.leave()
+                    yield output
+                    continue
                 delivery.moves(output, left.stay)
                 on_their_way.append((output, left.stay))
                 yield output
@@ -149,9 +153,9 @@ class StackSpiderMiddleware:
         item = entered.item
         try:
             if delivery is not None:
-                entered.stay, safe = delivery.enter_spider_stack(item, response, **known)
-                if safe is not None:
-                    await delivery.wait_until_safe(safe)
+                entered.stay = delivery.enter_spider_stack(item, response, **known)
+                if entered.stay.is_new:
+                    await delivery.wait_until_safe()
             return number, await self._bound(item, response)
         except DropItem as error:
             if inside.pop(number, None) is not None:
@@ -232,33 +236,29 @@ class StackSpiderMiddleware:
 class DeliverySpiderMiddleware:
     """Stand next to the engine, for the delivery of items; the add-on puts it there.
 
-    It notes the page of each item that goes to the pipelines, which are not given the response. At
-    the start it has the items first that an earlier run left unfinished; in a replay they are all
-    there is.
+    At the start it has the items first that an earlier run left unfinished; in a replay they are
+    all there is.
     """
 
     def __init__(self, crawler: Crawler) -> None:
         self._crawler = crawler
 
     @classmethod
-    def from_crawler(cls, crawler: Crawler) -> Self:
-        """Build the middleware.
+    def from_crawler(cls, crawler: Crawler) -> DeliverySpiderMiddleware:
+        """Build the middleware; with a journal, one that notes pages as well.
 
         Raises :exc:`~scrapy.exceptions.NotConfigured` where items are not kept.
         """
-        if not Config.from_settings(crawler.settings).dead_letters:
+        config = Config.from_settings(crawler.settings)
+        is_replay = crawler.settings.get("DEFERKIT_REPLAY") is not None
+        # A replay needs it even so: it keeps what is no replay from being crawled.
+        if not config.dead_letters and not is_replay:
             raise NotConfigured
-        return cls(crawler)
-
-    async def process_spider_output(
-        self, response: Response, result: AsyncIterator[Any]
-    ) -> AsyncIterator[Any]:
-        """Give the output of the spider as it is, and note where its items come from."""
-        delivery = delivery_of(self._crawler)
-        async for output in result:
-            if delivery is not None and output is not None and not isinstance(output, Request):
-                delivery.note(output, response.url)
-            yield output
+        return (
+            _NotingSpiderMiddleware(crawler)
+            if config.journal
+            else DeliverySpiderMiddleware(crawler)
+        )
 
     async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """Give a request for what was left unfinished, and then what *start* gives."""
@@ -268,3 +268,17 @@ class DeliverySpiderMiddleware:
         if inputs is None or not inputs.is_all:
             async for output in start:
                 yield output
+
+
+class _NotingSpiderMiddleware(DeliverySpiderMiddleware):
+    """Note the page of each item for its row in the journal: pipelines are not given it."""
+
+    async def process_spider_output(
+        self, response: Response, result: AsyncIterator[Any]
+    ) -> AsyncIterator[Any]:
+        """Give the output of the spider as it is."""
+        delivery = delivery_of(self._crawler)
+        async for output in result:
+            if delivery is not None and output is not None and not isinstance(output, Request):
+                delivery.note(output, response.url)
+            yield output

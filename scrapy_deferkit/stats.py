@@ -81,6 +81,16 @@ class Latencies:
         """The longest duration; 0 where there is none."""
         return max(self._longest, max(self.recent, default=0.0))
 
+    def add(self, other: Latencies) -> None:
+        """Count the durations of *other* too."""
+        other.fold()
+        self._buckets = [
+            mine + its for mine, its in zip(self._buckets, other._buckets, strict=True)
+        ]
+        self._count += other._count
+        self._total += other._total
+        self._longest = max(self._longest, other._longest)
+
     def percentile(self, percent: float) -> float:
         """Give what *percent* per cent of the durations do not exceed, to within an eighth."""
         self.fold()
@@ -182,6 +192,15 @@ class StepRecord:
             self.failed += 1
         return result
 
+    def joined_with(self, other: StepRecord) -> StepRecord:
+        """Give the counts of both."""
+        joined = StepRecord(self._path)
+        for record in (self, other):
+            joined.work.add(record.work)
+            for what in ("inside", "dropped", "failed", "cancelled"):
+                setattr(joined, what, getattr(joined, what) + getattr(record, what))
+        return joined
+
     def figures(self, retried: int) -> StepFigures:
         """Give the counts as they are now."""
         ended, work = self.work.count, self.work
@@ -267,10 +286,15 @@ class StepStats:
         """Give what every step has done up to now, in the order in which they were built."""
         if self.before_reading is not None:
             self.before_reading()
+        # Two stacks may have one name, and the steps in them one path: they are counted together.
+        records: dict[str, StepRecord] = {}
+        for record in self._records:
+            path = record.path
+            records[path] = records[path].joined_with(record) if path in records else record
         retried = self._crawler.stats.get_value
         return [
-            record.figures(retried(f"deferkit/{record.path}/retried", 0))
-            for record in self._records
+            record.figures(retried(f"deferkit/{path}/retried", 0))
+            for path, record in records.items()
         ]
 
     def publish(self) -> None:

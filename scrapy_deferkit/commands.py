@@ -1,0 +1,758 @@
+"""``scrapy deferkit``: look at the dead letters, correct them, and replay them.
+
+Scrapy imports this for each of its commands, so what is slow to import is imported where it is
+used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from functools import cached_property, partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from scrapy import signals
+from scrapy.addons import AddonManager
+from scrapy.commands import BaseRunSpiderCommand, ScrapyCommand, ScrapyHelpFormatter
+from scrapy.crawler import Crawler
+from scrapy.exceptions import UsageError
+from scrapy.spiderloader import get_spider_loader
+from scrapy.utils.conf import build_component_list
+from scrapy.utils.misc import load_object
+from scrapy.utils.project import inside_project
+
+from ._letterbox import default_folder, default_url
+from .codec import Codec, CodecError, UnstorableValue
+from .exceptions import DeadLettersError, DeferKitError, StackConfigError
+from .itemprocessor import DeferKitItemProcessor
+from .replay import ReplayOrder
+from .signals import item_dead_lettered
+from .spidermiddlewares import DeliverySpiderMiddleware
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from scrapy import Spider
+    from scrapy.settings import BaseSettings, Settings
+    from scrapy.spiderloader import SpiderLoaderProtocol
+
+    from .deadletters import DeadLetter, DeadLetters, Selection
+
+_ADDON = 'ADDONS = {"scrapy_deferkit.Addon": 500}'
+_DELETED_AT_ONCE = 500
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
+_COLUMNS = ("id", "spider", "arguments", "step", "error", "attempts", "failed", "page", "notes")
+
+
+class Command(BaseRunSpiderCommand):
+    """``scrapy deferkit dead-letters`` and ``scrapy deferkit replay``."""
+
+    # Only a replay needs a crawler process; process_options() says so.
+    requires_crawler_process = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._codecs: dict[str, Codec] = {}
+
+    def syntax(self) -> str:
+        """Give the syntax, without the name of the command."""
+        return "<dead-letters|replay> [options]"
+
+    def short_desc(self) -> str:
+        """Say in a line what the command is for."""
+        return "List, correct and replay items that failed"
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the two subcommands, and to each its options and Scrapy's."""
+        kinds = parser.add_subparsers(
+            dest="what", prog="scrapy deferkit", metavar="dead-letters|replay"
+        )
+        add = partial(
+            kinds.add_parser, formatter_class=ScrapyHelpFormatter, conflict_handler="resolve"
+        )
+        letters = add(
+            "dead-letters",
+            usage="scrapy deferkit dead-letters [list | show ID | edit ID | delete] [options]",
+            help="list items that failed, show, edit or delete them",
+            description="List items that failed, show one whole, edit one, or delete some.",
+        )
+        ScrapyCommand.add_options(self, letters)
+        _add_filters(letters, "list and delete")
+        letters.add_argument("--spider", metavar="NAME", help="only those of this spider")
+        letters.add_argument("--json", action="store_true", help="JSON, for programs: list, show")
+        letters.add_argument("--all", action="store_true", help="delete: no filter is needed")
+        replay = add(
+            "replay",
+            usage="scrapy deferkit replay SPIDER [options]",
+            help="run the items of a spider that failed through its pipelines again",
+            description="Run the items of a spider that failed through its pipelines again.",
+        )
+        super().add_options(replay)
+        _add_filters(replay, "replayed")
+        replay.add_argument(
+            "--lease",
+            type=_seconds,
+            default=300.0,
+            metavar="SECONDS",
+            help="how long no other replay gets an item of this one, if this one dies (300)",
+        )
+        replay.add_argument("--feeds", action="store_true", help="write the FEEDS of the project")
+
+    def process_options(self, args: list[str], opts: argparse.Namespace) -> None:
+        """Set settings, and refuse what makes no sense.
+
+        Raises :exc:`~scrapy.exceptions.UsageError`.
+        """
+        if opts.what is None:
+            raise UsageError
+        for arg in args:
+            if arg.startswith("-"):
+                raise UsageError(
+                    f"there is no option {arg} here; options stand behind the subcommand, as in "
+                    "scrapy deferkit replay SPIDER --limit 10"
+                )
+        assert self.settings is not None
+        if opts.what == "dead-letters":
+            ScrapyCommand.process_options(self, args, opts)
+        else:
+            if not opts.feeds:
+                # Else the project's would be written beside those of -o and -O.
+                self.settings.setdict({"FEEDS": {}, "FEED_URI": None}, "cmdline")
+            super().process_options(args, opts)
+            self.requires_crawler_process = True
+        if opts.url:
+            self.settings.set("DEFERKIT_DEAD_LETTERS_URL", opts.url, "cmdline")
+        elif not inside_project():
+            raise UsageError("there is no project here: go to one, or say where with --url URL")
+
+    def run(self, args: list[str], opts: argparse.Namespace) -> None:
+        """Do what is asked for; the exit code tells how it went."""
+        try:
+            if opts.what == "replay":
+                self._replay(args, opts)
+            else:
+                action, *words = args or ["list"]
+                actions = {
+                    "list": self._list,
+                    "show": self._show,
+                    "edit": self._edit,
+                    "delete": self._delete,
+                }
+                if action not in actions:
+                    raise UsageError(
+                        f"there is no dead-letters {action}; there are {', '.join(actions)}"
+                    )
+                actions[action](words, opts)
+            sys.stdout.flush()
+        except DeferKitError as error:
+            _say(f"Error: {error}")
+            self.exitcode = 1
+        except BrokenPipeError:  # such as | head; Python would complain once more as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.exitcode = 1
+
+    # ------------------------------------------------------------------------------ dead letters
+
+    def _list(self, words: list[str], opts: argparse.Namespace) -> None:
+        _refuse(words, opts, "list", "all")
+        letters = self._selected(opts)
+        if opts.json:
+            for letter in letters:
+                _put(json.dumps(_described(letter, self._notes(letter))))
+            return
+        rows = ((letter, self._notes(letter)) for letter in letters)
+        first = next(rows, None)
+        if first is None:
+            _say("There are no dead letters.")
+        elif sys.stdout.isatty():
+            _print_table(list(chain([first], rows)))
+        else:
+            _put("\t".join(_COLUMNS))
+            for letter, notes in chain([first], rows):
+                _put("\t".join(_cells(letter, notes, letter.id)))
+
+    def _show(self, words: list[str], opts: argparse.Namespace) -> None:
+        _, letter = self._one(words, opts, "show")
+        described = _described(letter, self._notes(letter))
+        if opts.json:
+            _put(json.dumps({**described, "traceback": letter.traceback}))
+            return
+        for name, value in described.items():
+            if name not in ("item", "error") and value not in (None, {}):
+                shown = json.dumps(value) if isinstance(value, dict) else str(value)
+                _put(f"{name + ':':<17}{_printable(shown)}")
+        for title, text in (
+            ("error", letter.error),
+            ("item", _pretty(letter.item)),
+            # Kept once for all letters with this error, so its message may be of another.
+            ("traceback of such an error", letter.traceback.rstrip()),
+        ):
+            _put(f"\n{title}:")
+            for line in text.splitlines():
+                _put(f"  {_printable(line)}")
+
+    def _edit(self, words: list[str], opts: argparse.Namespace) -> None:
+        store, letter = self._one(words, opts, "edit", "json")
+        codec = self._codec(letter.spider)
+        before = _pretty(letter.item) + "\n"
+        handle, name = tempfile.mkstemp(".json", "deferkit-")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(before)
+        path = Path(name)
+        editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+        try:
+            ended = subprocess.run([*shlex.split(editor), name], check=False).returncode
+            if ended:
+                raise DeadLettersError(f"{editor} ended with {ended}")
+            after = path.read_text(encoding="utf-8")
+            if after == before:
+                path.unlink()
+                _say("Nothing changed.")
+                return
+            encoded = codec.encode(codec.decode(after))
+            store.edit(letter.id, encoded.text, encoded.item_type)
+        except (DeferKitError, OSError, ValueError) as error:
+            raise DeadLettersError(
+                f"{error}\nThe dead letter is as it was. Your text is in {name}"
+            ) from error
+        path.unlink()
+        _say(f"The dead letter {letter.id} is corrected.")
+
+    def _delete(self, words: list[str], opts: argparse.Namespace) -> None:
+        opts.id = [*opts.id, *words]
+        _refuse([], opts, "delete", "json")
+        if not opts.all and not (opts.spider or opts.id or _has_filter(opts)):
+            raise UsageError("delete what? Give a filter, or --all")
+        number, left = 0, opts.limit
+        for store, selection in self._places(opts):
+            if left is None:
+                number += store.delete(selection)
+                continue
+            ids = iter([letter.id for letter in store.select(selection, left)])
+            while some := list(islice(ids, _DELETED_AT_ONCE)):
+                deleted = store.delete(_selection(opts, ids=some))
+                number, left = number + deleted, left - deleted
+        _put(f"{_counted(number)} deleted.")
+
+    def _one(
+        self, words: list[str], opts: argparse.Namespace, action: str, *wrong: str
+    ) -> tuple[DeadLetters, DeadLetter]:
+        """Give the one letter that is asked for, and the store that it is in."""
+        if len(words) != 1:
+            raise UsageError(f"{action} needs one ID: scrapy deferkit dead-letters {action} ID")
+        if opts.id or opts.limit is not None or _has_filter(opts):
+            raise UsageError(f"{action} takes an ID and no filters")
+        _refuse([], opts, action, "all", *wrong)
+        opts.id = words
+        for store, selection in self._places(opts):
+            for letter in store.select(selection):
+                return store, letter
+        raise DeadLettersError(f"There is no dead letter {words[0]}.")
+
+    def _selected(self, opts: argparse.Namespace) -> Iterator[DeadLetter]:
+        places = self._places(opts)
+        return islice(
+            chain.from_iterable(store.select(selection) for store, selection in places), opts.limit
+        )
+
+    def _places(self, opts: argparse.Namespace) -> list[tuple[DeadLetters, Selection]]:
+        """Give the stores that may have letters of those meant, and which these are there."""
+        selection = _selection(opts, spider=opts.spider)
+        places = [(_store(url), selection) for url in self._urls(opts)]
+        return _with_ids(places, opts.id)
+
+    def _urls(self, opts: argparse.Namespace) -> list[str]:
+        if opts.url:
+            return [opts.url]
+        names = self._spiders() if opts.spider is None else [opts.spider]
+        urls = (self._settings_of(name)["DEFERKIT_DEAD_LETTERS_URL"] for name in names)
+        return list(
+            dict.fromkeys(url or default_url(name) for name, url in zip(names, urls, strict=True))
+        )
+
+    def _spiders(self) -> list[str]:
+        """Give the spiders of the project, and those others that have left a file."""
+        files = default_folder().glob("*.sqlite")
+        return sorted({*self._loader.list(), *(unquote(file.stem) for file in files)})
+
+    @cached_property
+    def _loader(self) -> SpiderLoaderProtocol:
+        AddonManager.load_pre_crawler_settings(self._its_settings)
+        return get_spider_loader(self._its_settings)
+
+    @property
+    def _its_settings(self) -> Settings:
+        assert self.settings is not None
+        return self.settings
+
+    def _settings_of(self, spider: str) -> BaseSettings:
+        """Give the settings of *spider*; those of the project where there is no such spider."""
+        settings = self._its_settings.copy()
+        try:
+            found = self._loader.load(spider)
+        except KeyError:
+            return settings
+        found.update_settings(settings)
+        return settings
+
+    def _codec(self, spider: str) -> Codec:
+        if spider not in self._codecs:
+            self._codecs[spider] = Codec.from_settings(self._settings_of(spider))
+        return self._codecs[spider]
+
+    def _notes(self, letter: DeadLetter) -> dict[str, str]:
+        """Tell what is wrong with a letter."""
+        known = (("problem", letter.problem), ("missing", letter.missing))
+        notes = {name: note for name, note in known if note}
+        try:
+            self._codec(letter.spider).decode(letter.item)
+        except UnstorableValue as error:
+            notes.setdefault("missing", str(error))
+        except CodecError as error:
+            notes["unreadable"] = str(error)
+        return notes
+
+    # ------------------------------------------------------------------------------------ replay
+
+    def _replay(self, words: list[str], opts: argparse.Namespace) -> None:
+        if len(words) != 1:
+            raise UsageError("replay needs one SPIDER, as in scrapy deferkit replay SPIDER")
+        settings, process = self._its_settings, self.crawler_process
+        assert process is not None
+        (name,) = words
+        try:
+            spidercls = process.spider_loader.load(name)
+        except KeyError:
+            raise UsageError(f"there is no spider {name!r} in this project") from None
+        always: dict[str, Any] = {
+            "JOBDIR": None,
+            "DEFERKIT_JOURNAL": False,
+            "DEFERKIT_DEAD_LETTERS": True,
+            "DEFERKIT_DEAD_LETTERS_MAX": 0,
+        }
+        settings.setdict(always, "cmdline")
+        url = _checked(spidercls, settings)["DEFERKIT_DEAD_LETTERS_URL"] or default_url(name)
+        places = _with_ids([(_store(url), _selection(opts, spider=name))], opts.id)
+        total = sum(store.count(selection) for store, selection in places)
+        if opts.limit is not None:
+            total = min(total, opts.limit)
+        if not total:
+            _say(f"There are no dead letters of {name} to replay.")
+            return
+        ((store, selection),) = places
+        settings.set("DEFERKIT_REPLAY", ReplayOrder(selection, opts.limit, opts.lease), "cmdline")
+        # Whatever the spider makes of its settings as it is built, it is not crawled.
+        spidercls.start = _start_nothing  # type: ignore[assignment,method-assign]
+        crawler = process.create_crawler(spidercls)
+        tally = _Tally()
+        tally.connect(crawler)
+        with _progress(total) as tally.advance:
+            process.crawl(crawler, **opts.spargs)
+            process.start()
+        troubles = list(tally.troubles(crawler))
+        left = total - tally.ended
+        if left > 0 and not troubles:
+            left = min(left, store.count(selection) - tally.failed)
+        if left > 0:
+            troubles.append(f"{left} not replayed, or held by another replay")
+        _say(", ".join([tally.summary, *troubles]))
+        self.exitcode = int(bool(tally.failed or troubles or process.bootstrap_failed))
+
+
+async def _start_nothing(_: Spider) -> AsyncIterator[Any]:
+    """Stand in the place of the ``start()`` of a spider."""
+    outputs: tuple[Any, ...] = ()
+    for output in outputs:
+        yield output
+
+
+@dataclass
+class _Tally:
+    """How the letters of a replay have ended."""
+
+    scraped: int = 0
+    dropped: int = 0
+    failed: int = 0
+    reason: str | None = None
+    advance: Callable[[], object] | None = None
+
+    def connect(self, crawler: Crawler) -> None:
+        for handler, signal in (
+            (self._on_scraped, signals.item_scraped),
+            (self._on_dropped, signals.item_dropped),
+            (self._on_failed, item_dead_lettered),
+            (self._on_closed, signals.spider_closed),
+        ):
+            crawler.signals.connect(handler, signal)
+
+    def _on_scraped(self) -> None:
+        self.scraped += 1
+        self._step()
+
+    def _on_dropped(self) -> None:
+        self.dropped += 1
+        self._step()
+
+    def _on_failed(self) -> None:
+        self.failed += 1
+        self._step()
+
+    def _on_closed(self, reason: str) -> None:
+        self.reason = reason
+
+    def _step(self) -> None:
+        if self.advance is not None:
+            self.advance()
+
+    @property
+    def ended(self) -> int:
+        return self.scraped + self.dropped + self.failed
+
+    @property
+    def summary(self) -> str:
+        return f"{self.scraped} delivered, {self.dropped} dropped, {self.failed} failed again"
+
+    def troubles(self, crawler: Crawler) -> Iterator[str]:
+        """Tell what went wrong beside the items that failed."""
+        if self.reason is None:
+            yield "the crawl did not start"
+            return
+        if self.reason != "finished":
+            yield f"the crawl was closed early ({self.reason})"
+        for key, what in (
+            ("replay/not_removed", "delivered and still there"),
+            ("items/not_dead_lettered", "failed and left as they were"),
+            ("kept_items/errors", "errors of the dead letters' database"),
+        ):
+            number = crawler.stats.get_value(f"deferkit/{key}", 0)
+            if number:
+                yield f"{number} {what}"
+
+
+def _checked(spidercls: type[Spider], settings: Settings) -> BaseSettings:
+    """Give the settings of a replay with *spidercls*, whose add-ons have run.
+
+    Raises :exc:`~scrapy.exceptions.UsageError` where that crawl would be no replay.
+    """
+    crawler = Crawler(spidercls, settings)
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the crawl itself will say it all again
+    try:
+        crawler.addons.load_settings(crawler.settings)
+    except StackConfigError as error:
+        raise UsageError(str(error), print_help=False) from None
+    finally:
+        logging.disable(level)
+    processor = load_object(crawler.settings["ITEM_PROCESSOR"])
+    keeps = isinstance(processor, type) and issubclass(processor, DeferKitItemProcessor)
+    enabled = build_component_list(crawler.settings.getwithbase("SPIDER_MIDDLEWARES"))
+    begins = any(_is_delivery(load_object(each)) for each in enabled)
+    if not keeps and not begins:
+        raise UsageError(
+            f"{spidercls.name} does not keep items, so nothing can be replayed: the add-on is not "
+            f"in its settings; add {_ADDON}"
+        )
+    if not keeps:
+        raise UsageError(
+            f"{spidercls.name} has ITEM_PROCESSOR = {crawler.settings['ITEM_PROCESSOR']!r}, which "
+            "keeps no items: take it out, or derive it from DeferKitItemProcessor"
+        )
+    if not begins:
+        raise UsageError(
+            f"{spidercls.name} has no DeliverySpiderMiddleware in SPIDER_MIDDLEWARES, which a "
+            f"replay begins with: take out what disables it, and see to {_ADDON}"
+        )
+    return crawler.settings
+
+
+def _is_delivery(component: Any) -> bool:
+    return isinstance(component, type) and issubclass(component, DeliverySpiderMiddleware)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], object] | None]:
+    """Show a bar on a terminal, beneath the log; give what moves it on."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total)
+        yield partial(progress.advance, task)
+
+
+# ------------------------------------------------------------------------------- what is meant
+
+
+def _add_filters(parser: argparse.ArgumentParser, of: str) -> None:
+    group = parser.add_argument_group(f"Which dead letters ({of})")
+    group.add_argument("--step", help="failed in this step, or in one within it")
+    group.add_argument("--error", metavar="TEXT", help="TEXT is in the error's type or message")
+    for name in ("older", "newer"):
+        group.add_argument(
+            f"--{name}-than",
+            type=_moment,
+            metavar="AGE",
+            help=f"last failed {'before' if name == 'older' else 'after'} this: 30m, 12h, 7d ago, "
+            "or a date such as 2030-12-31 or 2030-12-31T23:59 (UTC)",
+        )
+    group.add_argument(
+        "--id", action="append", default=[], help="this one; its beginning will do (repeatable)"
+    )
+    group.add_argument("--limit", type=_whole_number, metavar="N", help="at most so many")
+    parser.add_argument(
+        "--url", help="where the dead letters are, in the place of DEFERKIT_DEAD_LETTERS_URL"
+    )
+
+
+def _moment(text: str) -> datetime:
+    age = _AGE.fullmatch(text.strip())
+    try:
+        if age is not None:
+            return _now() - timedelta(seconds=float(age[1]) * _SECONDS[age[2]])
+        moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
+        return moment.replace(tzinfo=moment.tzinfo or timezone.utc)
+    except (ValueError, OverflowError):
+        raise _wrong(text, "an age such as 30m, 12h or 7d, or a date such as 2030-12-31") from None
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise _wrong(text, "a whole number of 1 or more")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 1 <= seconds <= _SECONDS["w"]:
+        raise _wrong(text, "a number of seconds, from 1 to those of a week,")
+    return seconds
+
+
+def _wrong(text: str, expected: str) -> Exception:
+    from argparse import ArgumentTypeError
+
+    return ArgumentTypeError(f"{text!r}: {expected} is expected")
+
+
+def _store(url: str) -> DeadLetters:
+    from .deadletters import DeadLetters
+
+    return DeadLetters(url)
+
+
+_FILTERS = ("step", "error", "older_than", "newer_than")
+
+
+def _has_filter(opts: argparse.Namespace) -> bool:
+    return any(getattr(opts, name) is not None for name in _FILTERS)
+
+
+def _selection(opts: argparse.Namespace, **more: Any) -> Selection:
+    from .deadletters import Selection
+
+    return Selection(**{name: getattr(opts, name) for name in _FILTERS}, **more)
+
+
+def _refuse(words: list[str], opts: argparse.Namespace, action: str, *wrong: str) -> None:
+    if words:
+        raise UsageError(f"{action} takes options only; what is {words[0]!r}?")
+    for name in wrong:
+        if getattr(opts, name):
+            raise UsageError(f"--{name} does not go with {action}")
+
+
+def _with_ids(
+    places: list[tuple[DeadLetters, Selection]], wanted: list[str]
+) -> list[tuple[DeadLetters, Selection]]:
+    """Narrow *places* to the letters whose ids begin as *wanted* says."""
+    if not wanted:
+        return places
+    found: list[list[str]] = [[] for _ in places]
+    for beginning in wanted:
+        there = [_found(store, beginning) for store, _ in places]
+        ids = [letter_id for letter_id in there if letter_id is not None]
+        if not ids:
+            raise DeadLettersError(
+                f"There is no dead letter {beginning}: it has been delivered or deleted, or is "
+                "elsewhere."
+            )
+        if len(ids) > 1:
+            raise DeadLettersError(f"{beginning!r} may be one of several: {', '.join(ids)}.")
+        for some, letter_id in zip(found, there, strict=True):
+            some.extend(filter(None, [letter_id]))
+    pairs = zip(places, found, strict=True)
+    return [(store, replace(selection, ids=ids)) for (store, selection), ids in pairs if ids]
+
+
+def _found(store: DeadLetters, wanted: str) -> str | None:
+    """Give the id that *wanted* stands for: the whole, its beginning, or as _short() made it."""
+    letter = store.get(wanted)
+    if letter is not None:
+        return letter.id
+    head, dash, number = wanted.rpartition("-")
+    if not dash or not head:
+        return None
+    ids = [
+        it.id
+        for it in store.select()
+        if it.id.startswith(head) and it.id.rpartition("-")[2] == number
+    ]
+    if len(ids) > 1:
+        raise DeadLettersError(f"{wanted!r} may be one of several: {', '.join(ids[:5])}.")
+    return ids[0] if ids else None
+
+
+# -------------------------------------------------------------------------------- what is shown
+
+
+def _described(letter: DeadLetter, notes: dict[str, str]) -> dict[str, Any]:
+    """Give what is known of *letter*, but its traceback, in the form that JSON has."""
+    return {
+        "id": letter.id,
+        "spider": letter.spider,
+        "spider_args": _parsed(letter.spider_args),
+        "stage": letter.stage,
+        "step": letter.step,
+        "error_type": letter.error_type,
+        "error": letter.error,
+        "attempts": letter.attempts,
+        "first_failed_at": _time(letter.first_failed_at),
+        "failed_at": _time(letter.failed_at),
+        "page_url": letter.page_url,
+        "item_type": letter.item_type,
+        "item": _parsed(letter.item),
+        "problem": notes.get("problem"),
+        "missing": notes.get("missing"),
+        "unreadable": notes.get("unreadable"),
+        "leased_by": letter.leased_by,
+        "leased_until": _time(letter.leased_until),
+    }
+
+
+def _parsed(text: str) -> Any:
+    """Give what a JSON text has; the text itself where it is none."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _pretty(text: str) -> str:
+    parsed = _parsed(text)
+    if parsed == text:  # it is no JSON
+        return text
+    try:
+        pretty = json.dumps(parsed, indent=2, ensure_ascii=False)
+        pretty.encode()
+    except UnicodeEncodeError:  # lone surrogates
+        return json.dumps(parsed, indent=2)
+    return pretty
+
+
+def _cells(letter: DeadLetter, notes: dict[str, str], letter_id: str) -> list[str]:
+    arguments = _parsed(letter.spider_args)
+    if isinstance(arguments, dict):
+        arguments = " ".join(f"{name}={value}" for name, value in arguments.items())
+    lines = letter.error.splitlines() or [""]
+    error = f"{letter.error_type.removeprefix('builtins.')}: {lines[0]}"
+    cells = (
+        letter_id,
+        letter.spider,
+        arguments,
+        letter.step,
+        error,
+        letter.attempts,
+        _time(letter.failed_at),
+        letter.page_url,
+        "; ".join(f"{name}: {note}" for name, note in notes.items()),
+    )
+    return ["" if cell is None else _printable(str(cell)) for cell in cells]
+
+
+def _print_table(rows: list[tuple[DeadLetter, dict[str, str]]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    ids = _short([letter.id for letter, _ in rows])
+    cells = [_cells(letter, notes, short) for (letter, notes), short in zip(rows, ids, strict=True)]
+    table = Table(box=box.SIMPLE_HEAD)
+    shown = [number for number in range(len(_COLUMNS)) if any(row[number] for row in cells)]
+    for number in shown:
+        is_number = _COLUMNS[number] == "attempts"
+        table.add_column(
+            _COLUMNS[number],
+            overflow="fold",
+            justify="right" if is_number else "left",
+            no_wrap=_COLUMNS[number] == "id",
+            style="red" if _COLUMNS[number] == "notes" else None,
+        )
+    for row in cells:
+        # As Text: what a page has put into an error is no markup.
+        table.add_row(*(Text(row[number]) for number in shown))
+    Console().print(table)
+
+
+def _short(ids: list[str]) -> list[str]:
+    """Give ids that can be told apart: ``<run>-<number>`` with less of the run."""
+    for length in (6, 8, 12, 20):
+        some = []
+        for letter_id in ids:
+            head, dash, number = letter_id.rpartition("-")
+            some.append(f"{head[:length]}{dash}{number}" if dash else letter_id[: length + 2])
+        if len(set(some)) == len(ids):
+            return some
+    return ids
+
+
+def _printable(text: str) -> str:
+    """Escape what would move the cursor, colour the terminal, or begin another column."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _counted(number: int) -> str:
+    return f"{number} dead letter{'' if number == 1 else 's'}"
+
+
+def _put(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+
+
+def _say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
