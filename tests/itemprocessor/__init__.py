@@ -1,0 +1,1 @@
+"""The item processor, in real crawls with every signal traced."""

@@ -1,0 +1,142 @@
+"""Every pipeline is closed, whatever the others do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from scrapy_deferkit import ClosingError
+from scrapy_deferkit._runtime import turn
+
+from ..steps import Broken
+from .crawling import crawl_with, numbered, numbers, page
+
+events: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def no_events() -> Iterator[None]:
+    events.clear()
+    yield
+    events.clear()
+
+
+class Base:
+    def process_item(self, item: Any) -> Any:
+        assert f"{type(self).__name__} closed" not in events
+        return item
+
+
+class First(Base):
+    def close_spider(self) -> None:
+        events.append("First closed")
+
+
+class Second(Base):
+    async def close_spider(self) -> None:
+        await turn()
+        await turn()
+        events.append("Second closed")
+
+
+class Fourth(Base):
+    async def close_spider(self) -> None:
+        events.append("Fourth closed")
+
+
+class AlsoAtOnce(Base):
+    def close_spider(self) -> None:
+        events.append("AlsoAtOnce closed")
+
+
+class Fifth(Base):
+    async def close_spider(self) -> None:
+        for _ in range(5):
+            await turn()
+        events.append("Fifth closed")
+
+
+class AtOnce(Base):
+    def close_spider(self) -> None:
+        raise Broken("at once")
+
+
+class InACoroutine(Base):
+    async def close_spider(self) -> None:
+        raise Broken("in a coroutine")
+
+
+class Later(Base):
+    async def close_spider(self) -> None:
+        await turn()
+        raise Broken("later")
+
+
+class Cancelled(Base):
+    def close_spider(self) -> None:
+        raise asyncio.CancelledError
+
+
+class Nameless(Base):
+    class Fails:
+        def __call__(self) -> None:
+            raise Broken("nameless")
+
+    def __init__(self) -> None:
+        self.close_spider = self.Fails()
+
+
+@pytest.mark.parametrize("failing", [AtOnce, InACoroutine, Later, Cancelled, Nameless])
+async def test_a_pipeline_that_fails_to_close_leaves_no_other_open(
+    failing: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    trace = await crawl_with(First, Second, failing, Fourth, Fifth, pages=[page(*numbered(3))])
+    assert sorted(events) == ["Fifth closed", "First closed", "Fourth closed", "Second closed"]
+    assert trace.crawler.stats.get_value("deferkit/pipelines/failed_to_close") == 1
+    assert any(failing.__name__ in message for message in trace.messages)
+    raised = [it.exc_info[1] for it in caplog.records if it.message == "Scraper close failure"]
+    (error,) = raised
+    assert isinstance(error, ClosingError)
+    assert len(error.errors) == 1
+    assert numbers(trace.scraped) == [0, 1, 2]
+    assert trace.reason == "finished"
+
+
+async def test_all_failures_of_closing_are_raised_at_the_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trace = await crawl_with(Later, First, AtOnce, InACoroutine, Fifth)
+    (error,) = [it.exc_info[1] for it in caplog.records if it.message == "Scraper close failure"]
+    assert sorted(map(str, error.errors)) == ["at once", "in a coroutine", "later"]
+    assert sorted(events) == ["Fifth closed", "First closed"]
+    assert trace.crawler.stats.get_value("deferkit/pipelines/failed_to_close") == 3
+
+
+async def test_the_last_pipeline_is_closed_first() -> None:
+    await crawl_with(First, AlsoAtOnce)
+    assert events == ["AlsoAtOnce closed", "First closed"]
+
+
+class Slow(Base):
+    async def process_item(self, item: Any) -> Any:
+        for _ in range(20):
+            await turn()
+        events.append(f"item {item['number']}")
+        return item
+
+    def close_spider(self) -> None:
+        events.append("closed")
+
+
+async def test_pipelines_are_closed_when_the_items_of_start_have_ended() -> None:
+    trace = await crawl_with(Slow, items=numbered(30), DEFERKIT_CONCURRENT_ITEMS=4)
+    assert len(trace.scraped) == 30
+    assert events[-1] == "closed"
+    assert events.count("closed") == 1
+    names = [name for name, _ in trace.signals]
+    assert names.index("spider_closed") > max(
+        index for index, name in enumerate(names) if name == "item_scraped"
+    )
