@@ -1,0 +1,832 @@
+"""Items come back from their text equal and of their type, and a text builds nothing else."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import dataclasses
+import datetime as dt
+import enum
+import importlib
+import json
+import math
+import pathlib
+import socket
+import sys
+import uuid
+import zoneinfo
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+from unittest import mock
+
+import attrs
+import pydantic
+import pytest
+import scrapy
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from parsel import Selector
+from scrapy.settings import Settings
+
+from scrapy_deferkit import StackConfigError
+from scrapy_deferkit.codec import Codec, CodecError, UnstorableValue
+
+from . import codec_items as shop
+from .items import KINDS, SlotsDataclass
+
+HERE = shop.__name__
+CODEC = Codec([HERE.split(".")[0]])
+
+
+def back(value: Any) -> Any:
+    """Write and read *value*, all of which has a form."""
+    encoded = CODEC.encode(value)
+    assert encoded.missing == ()
+    assert encoded.text.isascii()
+    assert "\x00" not in encoded.text
+    return CODEC.decode(encoded.text)
+
+
+def state_of(value: Any) -> dict[str, Any]:
+    """Give all that an instance holds, by its class's slots and its ``__dict__``."""
+    state = dict(getattr(value, "__dict__", {}))
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            with contextlib.suppress(AttributeError):
+                if not name.startswith("__") or name.startswith("__pydantic"):
+                    state[name] = getattr(value, name)
+    state.pop("_attrs_cached_hash", None)
+    return state
+
+
+WHOLE = (pathlib.PurePath, enum.Enum, uuid.UUID)
+"""Types whose instances are compared as they are."""
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are equal and of one type all the way down, NaN included."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, (float, complex, Decimal)):
+        return repr(one) == repr(other)
+    if isinstance(one, (dt.datetime, dt.time)):
+        return one == other and one.fold == other.fold and one.tzinfo == other.tzinfo
+    if isinstance(one, (set, frozenset)):
+        rest = list(other)
+        for each in one:
+            match = next((index for index, it in enumerate(rest) if same(each, it)), None)
+            if match is None:
+                return False
+            del rest[match]
+        return not rest
+    if isinstance(one, dict):
+        pairs = zip(one.items(), other.items(), strict=False)
+        if len(one) != len(other) or not all(same(*pair) for pair in pairs):
+            return False
+    elif isinstance(one, (list, tuple)):
+        if len(one) != len(other) or not all(map(same, one, other)):
+            return False
+    elif not (hasattr(one, "__dict__") or hasattr(one, "__slots__")) or isinstance(one, WHOLE):
+        return bool(one == other)
+    ours, theirs = state_of(one), state_of(other)
+    return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key]) for key in ours)
+
+
+# Text with surrogates, whether or not they would come back as one character, and with tags.
+texts = st.text(st.characters()) | st.sampled_from(
+    ["\x00", "\ud83d\ude00", "\U0001f600", "\ude00\ud83d", "$date", "$item", "$"]
+)
+zones = (
+    st.none()
+    | st.timezones()
+    | st.sampled_from(
+        [dt.timezone.utc, dt.timezone(dt.timedelta(hours=5, minutes=45, seconds=1, microseconds=7))]
+    )
+)
+members = st.sampled_from(
+    [
+        *shop.Format,
+        *shop.Language,
+        *shop.Rights,
+        shop.Rights.READ | shop.Rights.SHARE,
+        shop.Rights(0),
+        *shop.Weekday,
+        shop.Weekday.MONDAY | shop.Weekday.TUESDAY,
+    ]
+)
+moments = st.builds(
+    lambda moment, fold: moment.replace(fold=fold),
+    st.datetimes(timezones=zones) | st.times(timezones=zones),
+    st.sampled_from([0, 1]),
+)
+hashables = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=1, max_value=9).map(lambda power: -(10 ** (power * 700)))
+    | st.floats()
+    | st.complex_numbers()
+    | st.decimals().filter(lambda number: not number.is_snan())
+    | texts
+    | st.binary()
+    | moments
+    | st.dates()
+    | st.timedeltas()
+    | st.uuids()
+    | members
+    | texts.map(pathlib.PurePosixPath)
+    | texts.map(pathlib.PureWindowsPath)
+    | texts.map(pathlib.Path),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(tuple)
+        | st.frozensets(inner, max_size=3)
+        | st.builds(shop.Place, inner, inner)
+        | st.builds(shop.Offer, inner, inner)
+        | st.builds(shop.AttrsOffer, inner, inner)
+    ),
+    max_leaves=5,
+)
+
+
+def items(inner: Any) -> Any:
+    """Give items of every kind, with *inner* in their fields."""
+    dicts = st.dictionaries(texts | hashables, inner, max_size=3)
+
+    def with_attribute(item: Any, value: Any) -> Any:
+        item._seen = value
+        return item
+
+    def with_private(item: shop.Model, note: Any) -> shop.Model:
+        item._note = note
+        return item
+
+    fields = st.fixed_dictionaries({}, optional={"title": inner, "price": inner})
+    models = st.builds(
+        lambda given, extra: shop.Model(**given, **extra),
+        fields,
+        st.dictionaries(st.sampled_from(["more", "other"]), inner),
+    )
+    return st.one_of(
+        st.sampled_from(KINDS).flatmap(
+            lambda kind: st.builds(
+                lambda title, tags: kind(title=title, tags=tags),
+                # Pydantic's own str takes no surrogates.
+                st.text(),
+                st.lists(inner, max_size=3),
+            )
+        ),
+        dicts,
+        dicts.map(collections.OrderedDict),
+        st.builds(with_attribute, dicts.map(shop.Row), inner),
+        st.builds(shop.Book, texts, inner, inner, inner),
+        st.builds(shop.SlotsBook, texts, inner, inner),
+        fields.map(shop.DictBook),
+        st.builds(with_attribute, st.builds(shop.Cover, colour=inner), inner),
+        st.builds(shop.DictBook.Cover, inner),
+        st.builds(shop.AttrsBook, texts, inner),
+        models,
+        st.builds(with_private, models, inner),
+        inner.map(shop.Root),
+        st.builds(shop.Place, inner, inner),
+    )
+
+
+values = st.recursive(
+    hashables | st.decimals() | st.binary().map(bytearray),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.sets(hashables, max_size=3)
+        | items(inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300)
+@given(items(values))
+@example(shop.DictBook(title=Decimal("sNaN123"), price=Decimal("-0")))
+@example({"\ud83d": {"\ud83d\ude00": 1}, "price": "$12"})
+@example({"$date": "2020-12-31"})
+@example({"long": 10**5000})
+@example({"price": math.nan})
+@example({"title": "\ud83d\ude00", "tags": ["\U0001f600"]})
+@example(shop.Reference(**{"$ref": 1}))
+def test_whatever_goes_in_comes_out_equal_and_of_its_type(item: Any) -> None:
+    assert same(back(item), item)
+
+
+@given(items(values))
+def test_writing_changes_nothing(item: Any) -> None:
+    before = copy.deepcopy(item)
+    CODEC.encode(item)
+    assert same(item, before)
+
+
+def test_a_plain_item_stands_as_json() -> None:
+    item = {"title": "Émile", "price": 9.5, "stock": None, "tags": ["a", {"b": True}]}
+    encoded = CODEC.encode(item)
+    assert json.loads(encoded.text) == item
+    assert encoded.item_type == "dict"
+    encoded = CODEC.encode(shop.DictBook(title="A"))
+    assert encoded.text == f'{{"$item": "{HERE}.DictBook", "fields": {{"title": "A"}}}}'
+    assert encoded.item_type == f"{HERE}.DictBook"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (dt.date(2020, 12, 31), '{"$date": "2020-12-31"}'),
+        (
+            dt.datetime(2020, 12, 31, 23, 59, 59, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin")),
+            '{"$datetime": "2020-12-31T23:59:59", "zone": "Europe/Berlin"}',
+        ),
+        (Decimal("9.99"), '{"$decimal": "9.99"}'),
+        ({1: "one", "$key": "two"}, '{"$dict": [[1, "one"], ["$key", "two"]]}'),
+        (b"hi", '{"$bytes": "aGk="}'),
+        (-math.inf, '{"$float": "-inf"}'),
+        ("\ud83d\ude00", r'{"$str": ["\ud83d", "\ude00"]}'),
+        (shop.Format.PAPER, f'{{"$enum": "{HERE}.Format", "name": "PAPER"}}'),
+        (
+            shop.Rights.READ | shop.Rights.SHARE,
+            f'{{"$enum": "{HERE}.Rights", "name": ["READ", "SHARE"]}}',
+        ),
+    ],
+)
+def test_the_form_is_the_documented_one(value: Any, text: str) -> None:
+    assert CODEC.encode(value).text == text
+    assert same(CODEC.decode(text), value)
+
+
+def test_both_hours_that_a_clock_shows_twice_are_kept() -> None:
+    berlin = zoneinfo.ZoneInfo("Europe/Berlin")
+    hours = [dt.datetime(2020, 10, 25, 2, 30, tzinfo=berlin, fold=fold) for fold in (0, 1)]
+    assert [hour.utcoffset() for hour in back(hours)] == [hour.utcoffset() for hour in hours]
+
+
+def test_a_foreign_time_zone_is_stored_as_its_offset() -> None:
+    class Foreign(dt.tzinfo):
+        def utcoffset(self, moment: Any) -> dt.timedelta | None:
+            return dt.timedelta(hours=2) if moment else None
+
+    moment = dt.datetime(2020, 6, 1, 12, tzinfo=Foreign())
+    assert back(moment) == moment
+    assert CODEC.encode(dt.time(12, tzinfo=Foreign())).missing, "it has no offset on its own"
+
+
+def test_a_field_that_is_not_set_stays_so() -> None:
+    book = shop.Book("A", [])
+    del book.price, book.key
+    book.__dict__.pop("tags")
+    assert vars(back(book)) == {"title": "A", "_note": None}
+    for cls, field in [(shop.SlotsBook, "price"), (SlotsDataclass, "title")]:
+        item = cls("A", [])
+        delattr(item, field)
+        assert hasattr(back(item), "tags")
+        assert not hasattr(back(item), field)
+    assert dict(back(shop.DictBook(price=1))) == {"price": 1}
+
+
+def test_a_model_remembers_which_fields_were_given() -> None:
+    model = back(shop.Model(price=None))
+    assert model.model_dump(exclude_unset=True) == {"price": None}
+    assert back(shop.Model()).model_fields_set == set()
+    assert back(shop.Sparse()).model_fields_set == set()
+    assert back(shop.Sparse(title="A")).model_fields_set == {"title"}
+    assert back(shop.Model(title="A", more=1)).model_extra == {"more": 1}
+
+
+def test_what_was_read_works_as_an_item_does() -> None:
+    book = back(shop.Book("A", ["x"], given="g"))
+    assert (book.shout(), book.key, book._note) == ("A", ["A", "g"], "g")
+    offer = back(shop.AttrsOffer("s", 1))
+    assert hash(offer) == hash(shop.AttrsOffer("s", 1))
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        offer.seller = "t"
+    item = back(shop.DictBook(title="A"))
+    item["price"] = 2
+    with pytest.raises(KeyError):
+        item["unknown"] = 3
+    model = back(shop.Model(title="A"))
+    model.price = 3
+    assert model.model_copy() == shop.Model(title="A", price=3)
+    frozen = back(KINDS[-2](title="A", tags=[]))
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        frozen.title = "B"
+
+
+def test_a_cached_property_is_worked_out_again() -> None:
+    book = shop.Book("A", [])
+    assert book.shout() == "A"
+    assert "shout" not in vars(back(book))
+
+
+def test_a_cached_hash_does_not_go_into_the_text() -> None:
+    offer = shop.AttrsOffer("s", 1)
+    assert str(hash(offer)) not in CODEC.encode(offer).text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ExplosiveBook",
+        "ExplosiveAttrs",
+        "ExplosiveItem",
+        "ExplosiveModel",
+        "ExplosivePlace",
+        "ExplosiveRow",
+    ],
+)
+def test_no_code_of_the_class_runs_while_an_item_is_built(name: str) -> None:
+    fields = {"city": 1} if name == "ExplosivePlace" else {"title": 1}
+    item = CODEC.decode(json.dumps({"$item": f"{HERE}.{name}", "fields": fields}))
+    assert type(item) is getattr(shop, name)
+    assert back(item) == item
+
+
+def test_a_member_is_looked_up_by_its_name_alone() -> None:
+    row = {"$enum": f"{HERE}.ExplosiveFormat", "name": "PAPER"}
+    assert CODEC.decode(json.dumps(row)) is shop.ExplosiveFormat.PAPER
+    for name in [1, "_missing_", "paper", None, ["PAPER"]]:
+        with pytest.raises(CodecError, match="no member .*its members are PAPER"):
+            CODEC.decode(json.dumps(row | {"name": name}))
+
+
+# ------------------------------------------------------------------------- values without a form
+
+
+def test_all_but_the_value_without_a_form_is_stored() -> None:
+    with socket.socket() as connection:
+        item = {"price": {"raw": connection, "n": 1}, "offers": [shop.Offer("s", len)]}
+        encoded = CODEC.encode(item)
+        shown = repr(connection)
+    assert encoded.missing == (
+        "price.raw: a socket.socket has no stored form",
+        "offers[0].price: a builtin_function_or_method has no stored form",
+    )
+    row = json.loads(encoded.text)
+    assert row["price"]["n"] == 1
+    assert row["price"]["raw"]["$unstorable"] == "socket.socket"
+    assert row["price"]["raw"]["repr"][:20] == shown[:20]
+    with pytest.raises(UnstorableValue, match=r"price\.raw: a socket\.socket .* in its place"):
+        CODEC.decode(encoded.text)
+    row["price"]["raw"] = None
+    row["offers"][0]["fields"]["price"] = {"$decimal": "1"}
+    corrected = CODEC.decode(json.dumps(row))
+    assert corrected == {"price": {"raw": None, "n": 1}, "offers": [shop.Offer("s", Decimal(1))]}
+
+
+def test_nothing_is_lost_of_a_str_or_a_list_of_a_foreign_class() -> None:
+    class Markup(str):
+        __slots__ = ()
+
+    encoded = CODEC.encode({"text": Markup("long " * 100), "by": collections.defaultdict(int, a=1)})
+    row = json.loads(encoded.text)
+    assert row["text"]["value"] == "long " * 100
+    assert row["by"]["value"] == {"a": 1}
+    assert [entry.split(":")[0] for entry in encoded.missing] == ["text", "by"]
+    matches = Selector("<p>a</p>").css("p")
+    assert CODEC.encode({"p": matches}).missing[0].startswith("p: a parsel.selector.SelectorList")
+
+
+class Unreadable:
+    """What raises at every touch."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+    __str__ = __hash__ = __eq__ = __bool__ = __repr__  # type: ignore[assignment]
+
+
+class _Meta(type):
+    def __getattribute__(cls, name: str) -> Any:
+        raise RuntimeError(name)
+
+
+class Unnameable(metaclass=_Meta):
+    """A class that raises at every touch."""
+
+
+@dataclasses.dataclass
+class Local:
+    """What is replaced below, so that its name leads elsewhere."""
+
+    title: str
+
+
+ReplacedLocal = Local
+Local = None  # type: ignore[assignment,misc]
+
+
+def holder_of_itself() -> list[Any]:
+    held: list[Any] = [1]
+    held.append({"again": held, "twice": held})
+    return held
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for level in range(levels):
+        value = [value] if level % 2 else shop.Offer((value,))
+    return value
+
+
+class BrokenZone(dt.tzinfo):
+    """A time zone that raises."""
+
+    def utcoffset(self, moment: Any) -> dt.timedelta:
+        raise LookupError
+
+
+class OddItem(scrapy.Item):
+    """An item whose constructor made none of it."""
+
+    def __init__(self) -> None:
+        pass
+
+
+FORMLESS = {
+    "unreadable": Unreadable,
+    "unnameable": lambda: type.__call__(Unnameable),
+    "class": lambda: Unreadable,
+    "unmade item": OddItem,
+    "cycle": holder_of_itself,
+    "deep": lambda: nested(500),
+    "very deep": lambda: nested(100_000),
+    "function": lambda: len,
+    "ellipsis": lambda: Ellipsis,
+    "range": lambda: range(3),
+    "unknown bits": lambda: shop.Weekday(64),
+    "generator": lambda: (each for each in ()),
+    "selector": lambda: Selector("<p>a</p>"),
+    "module": lambda: sys,
+    "mock": mock.MagicMock,
+    "mock of a str": lambda: mock.MagicMock(spec=str),
+    "request": lambda: scrapy.Request("data:,"),
+    "broken zone": lambda: dt.datetime(2020, 1, 1, tzinfo=BrokenZone()),
+}
+
+
+@pytest.mark.parametrize("name", FORMLESS)
+def test_no_value_stops_an_item_from_being_stored(name: str) -> None:
+    value = FORMLESS[name]()
+    for item in [value, {"a": [1, value], "b": 2}, shop.Book("A", [value])]:
+        encoded = CODEC.encode(item)
+        assert encoded.missing
+        with pytest.raises(UnstorableValue):
+            CODEC.decode(encoded.text)
+    row = json.loads(CODEC.encode({"a": [1, value], "b": 2}).text)
+    assert row["a"][0] == 1
+    assert row["b"] == 2
+
+
+def test_what_holds_itself_is_left_out_where_it_comes_again() -> None:
+    encoded = CODEC.encode({"held": holder_of_itself()})
+    assert encoded.missing == (
+        "held[1].again: a list that holds itself has no stored form",
+        "held[1].twice: a list that holds itself has no stored form",
+    )
+
+
+def test_what_changes_while_it_is_written_is_left_out_as_a_whole() -> None:
+    holder: dict[str, Any] = {}
+
+    class Restless:
+        def __repr__(self) -> str:
+            holder["more"] = 1
+            return "restless"
+
+    holder["value"] = Restless()
+    encoded = CODEC.encode({"holder": holder, "n": 1})
+    assert encoded.missing == (
+        "holder: a dict that cannot be read (RuntimeError) has no stored form",
+    )
+    assert json.loads(encoded.text)["n"] == 1
+
+
+def test_a_value_that_is_there_twice_does_not_hold_itself() -> None:
+    shared = [Decimal(1)]
+    assert back({"a": shared, "b": [shared]}) == {"a": shared, "b": [shared]}
+
+
+def test_the_deepest_item_that_is_stored_can_be_read() -> None:
+    assert back(nested(66)) == nested(66)
+    assert CODEC.encode(nested(67)).missing
+
+
+def test_an_item_is_stored_from_deep_down_the_stack() -> None:
+    def call(levels: int) -> Any:
+        return call(levels - 1) if levels else CODEC.encode({"a": nested(50)})
+
+    for levels in range(sys.getrecursionlimit() - 300, sys.getrecursionlimit() - 100, 5):
+        with contextlib.suppress(RecursionError):
+            assert json.loads(call(levels).text)
+
+
+def test_an_item_whose_class_no_name_leads_to_is_stored_and_told_of() -> None:
+    @dataclasses.dataclass
+    class Inner:
+        title: str
+
+    for item in [Inner("A"), ReplacedLocal("A")]:
+        encoded = CODEC.encode({"book": item})
+        assert json.loads(encoded.text)["book"]["fields"] == {"title": "A"}
+        assert "top level of a module" in encoded.missing[0]
+        with pytest.raises(CodecError):
+            CODEC.decode(encoded.text)
+        listed = Codec(item_classes=[type(item)])
+        assert listed.encode(item).missing == listed.encode({"book": item}).missing == ()
+        assert listed.decode(encoded.text) == {"book": item}
+
+
+# ------------------------------------------------------------------------------- foreign classes
+
+
+@contextlib.contextmanager
+def importing_nothing() -> Iterator[None]:
+    """Fail where anything outside of these tests is imported in the block."""
+    before = set(sys.modules)
+    original = importlib.import_module
+
+    def import_module(name: str, package: str | None = None) -> Any:
+        assert name.split(".", maxsplit=1)[0] in {"tests", "tzdata"}, name
+        return original(name, package)
+
+    with mock.patch.object(importlib, "import_module", import_module):
+        yield
+    new = {name.split(".")[0] for name in set(sys.modules) - before}
+    assert not new - {"tzdata", "encodings"}
+
+
+@pytest.mark.parametrize("tag", ["$item", "$enum"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "subprocess.Popen",
+        "os.system",
+        "builtins.eval",
+        "eval",
+        "antigravity.fly",
+        "scrapy.item.Item",
+        "",
+        ".",
+        "..os.system",
+        "testsuite.Book",
+        "tests",
+        "tests.",
+        "tests..items.Book",
+        f"{HERE}",
+        f"{HERE}.Plain",
+        f"{HERE}.function",
+        f"{HERE}.Popen",
+        f"{HERE}.os.system",
+        f"{HERE}.Dataclass",
+        f"{HERE}.dataclasses.Field",
+        f"{HERE}.Book.__class__",
+        f"{HERE}.Book.__init__.__globals__",
+        f"{HERE}.Missing",
+        "tests.missing.Book",
+        f"{HERE}.Book\n",
+        5,
+        None,
+        ["tests.items"],
+        {"a": 1},
+    ],
+)
+def test_no_other_class_is_built_and_nothing_is_imported(name: Any, tag: str) -> None:
+    row = {tag: name, "fields" if tag == "$item" else "name": {}}
+    with importing_nothing(), pytest.raises(CodecError, match=r"offers\[1\]: .*DEFERKIT_ITEM"):
+        CODEC.decode(json.dumps({"offers": [1, row]}))
+
+
+def test_the_two_tags_of_classes_are_not_taken_for_each_other() -> None:
+    with pytest.raises(CodecError, match=r'its tag is "\$enum"'):
+        CODEC.decode(json.dumps({"$item": f"{HERE}.Format", "fields": {}}))
+    with pytest.raises(CodecError, match=r'its tag is "\$item"'):
+        CODEC.decode(json.dumps({"$enum": f"{HERE}.Book", "name": "A"}))
+
+
+def test_a_module_of_the_project_that_fails_on_import_is_told_of(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "codecshop"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "broken.py").write_text("import codecshop_has_no_such_module")
+    (package / "items.py").write_text("class Book(dict):\n    class Page(dict): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    codec = Codec(["codecshop"])
+    with pytest.raises(CodecError, match=r"codecshop\.broken\.Book.* cannot be imported: Module"):
+        codec.decode('{"$item": "codecshop.broken.Book", "fields": {}}')
+    with pytest.raises(StackConfigError, match=r"codecshop\.broken\.Book.* cannot be imported"):
+        Codec(item_classes=["codecshop.broken.Book"])
+    page = codec.decode('{"$item": "codecshop.items.Book.Page", "fields": {"a": 1}}')
+    assert page == {"a": 1}
+    assert type(page).__qualname__ == "Book.Page"
+    assert same(codec.decode(codec.encode(page).text), page)
+
+
+def test_a_class_from_outside_is_read_once_it_is_listed() -> None:
+    text = Codec().encode({"by": collections.Counter("aab"), "day": shop.Format.PAPER}).text
+    with pytest.raises(CodecError, match=r"by: .*'collections\.Counter'.* DEFERKIT_ITEM_CLASSES"):
+        Codec().decode(text)
+    codec = Codec(item_classes=["collections.Counter", shop.Format])
+    assert codec.decode(text) == {"by": collections.Counter("aab"), "day": shop.Format.PAPER}
+
+
+def test_a_class_is_listed_by_any_name_that_leads_to_it() -> None:
+    codec = Codec(item_classes=[f"{HERE}.Dataclass", f"{HERE}.DictBook.Cover"])
+    item = shop.Dataclass("A", [shop.DictBook.Cover(colour="red")])
+    text = codec.encode(item).text
+    assert codec.decode(text) == item
+    assert codec.decode(text.replace("tests.items", HERE)) == item
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [f"{HERE}.Plain", f"{HERE}.os.system", "dict", "no_such_package.Book", "", 5, dict, int, len],
+)
+def test_a_wrong_entry_is_refused_at_start_up(entry: Any) -> None:
+    with pytest.raises(StackConfigError, match="DEFERKIT_ITEM_CLASSES: .*"):
+        Codec.from_settings(Settings({"DEFERKIT_ITEM_CLASSES": [entry]}))
+
+
+def test_the_setting_must_be_a_list() -> None:
+    with pytest.raises(StackConfigError, match="DEFERKIT_ITEM_CLASSES = 5"):
+        Codec.from_settings(Settings({"DEFERKIT_ITEM_CLASSES": 5}))
+
+
+@pytest.mark.parametrize("modules", [["tests.spiders", "tests.more"], "other.spiders, tests.more"])
+@pytest.mark.parametrize(
+    "listed", [["collections.Counter", shop.Book], "collections.Counter, tests.codec_items.Book"]
+)
+def test_the_settings_say_what_may_be_built(modules: Any, listed: Any) -> None:
+    given = {"SPIDER_MODULES": modules, "DEFERKIT_ITEM_CLASSES": listed}
+    codec = Codec.from_settings(Settings(given))
+    for item in [shop.Offer("s"), collections.Counter("a")]:
+        assert codec.decode(codec.encode(item).text) == item
+    bare = Codec.from_settings(Settings())
+    assert bare.decode(bare.encode({"a": 1}).text) == {"a": 1}
+    with pytest.raises(CodecError, match=r"\(none\)"):
+        bare.decode(bare.encode(shop.Offer("s")).text)
+
+
+# ---------------------------------------------------------------------------- rows edited by hand
+
+
+def book_with(price: Any, **more: Any) -> str:
+    offer = {"$item": f"{HERE}.Offer", "fields": {"price": price}, **more}
+    return json.dumps({"offers": [1, 2, offer]})
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        {"$date": "2020-13-45"},
+        {"$date": 5},
+        {"$date": "2020-12-31", "more": 1},
+        {"$datetime": "today"},
+        {"$datetime": "2020-12-31T00:00:00", "zone": "Europe/Nowhere"},
+        {"$datetime": "2020-12-31T00:00:00", "zone": "../../etc/passwd"},
+        {"$datetime": "2020-12-31T00:00:00", "zone": 5},
+        {"$datetime": "2020-12-31T00:00:00+01:00", "zone": "Europe/Berlin"},
+        {"$datetime": "2020-12-31T00:00:00", "fold": 2},
+        {"$time": "25:00:00"},
+        {"$timedelta": [1]},
+        {"$timedelta": ["1", 2, 3]},
+        {"$timedelta": [10**20, 0, 0]},
+        {"$decimal": "nine"},
+        {"$decimal": 9.99},
+        {"$float": "much"},
+        {"$int": "much"},
+        {"$complex": ["1"]},
+        {"$bytes": "aGk"},
+        {"$bytearray": "é"},
+        {"$uuid": "1"},
+        {"$path": 1},
+        {"$tuple": "ab"},
+        {"$set": [[1]]},
+        {"$frozenset": 1},
+        {"$dict": [[[], 1]]},
+        {"$dict": [["a"]]},
+        {"$dict": ["ab"]},
+        {"$dict": {"ab": 1}},
+        {"$ordereddict": 1},
+        {"$str": [1]},
+        {"$unknown": 1},
+        {"$date": "2020-12-31", "$decimal": "1"},
+        {"$item": f"{HERE}.Row"},
+        {"$item": f"{HERE}.Row", "fields": []},
+        {"$item": f"{HERE}.Place", "fields": {"city": 1}},
+        {"$item": f"{HERE}.Place", "fields": {"city": 1, "shelf": 1, "more": 1}},
+        {"$item": f"{HERE}.Book", "fields": {"titel": 1}},
+        {"$item": f"{HERE}.Book", "fields": {}, "extra": {}},
+        {"$item": f"{HERE}.Book", "fields": {"shelf": "a ClassVar"}},
+        {"$item": f"{HERE}.DictBook", "fields": {"titel": 1}},
+        {"$item": f"{HERE}.AttrsOffer", "fields": {}, "attributes": {"more": 1}},
+        {"$item": f"{HERE}.Model", "fields": {"more": 1}},
+        {"$item": f"{HERE}.Model", "fields": {}, "private": {"_more": 1}},
+        {"$item": f"{HERE}.Model", "fields": {}, "set": ["more"]},
+        {"$item": f"{HERE}.Model", "fields": {}, "set": [["title"]]},
+        {"$item": f"{HERE}.Model", "fields": {}, "set": {}},
+        {"$item": "tests.items.Pydantic", "fields": {}, "extra": {"more": 1}},
+        {"$enum": f"{HERE}.Format"},
+        {"$enum": f"{HERE}.Rights", "name": ["READ", "FLY"]},
+        {"$enum": f"{HERE}.Rights", "name": [[]]},
+    ],
+    ids=json.dumps,
+)
+def test_a_wrong_edit_is_named_with_its_place(price: Any) -> None:
+    with importing_nothing(), pytest.raises(CodecError, match=r"^offers\[2\]\.price\b"):
+        CODEC.decode(book_with(price))
+
+
+def test_a_field_that_an_item_does_not_have_is_named_with_those_it_has() -> None:
+    with pytest.raises(CodecError) as raised:
+        CODEC.decode(json.dumps({"$item": f"{HERE}.Offer", "fields": {"prise": 1}}))
+    assert str(raised.value) == (
+        f"the item: a {HERE}.Offer has no fields ['prise']; it may have seller, price"
+    )
+
+
+def test_the_fields_of_an_item_do_not_come_in_by_its_attributes() -> None:
+    row = {"$item": f"{HERE}.DictBook", "fields": {}, "attributes": {"_values": {"titel": 1}}}
+    assert CODEC.decode(json.dumps(row)) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "nan",
+        "NaN",
+        '{"a": Infinity}',
+        "[" * 100000,
+        '{"a":' * 100000,
+        "9" * 5000 + ",",
+        '"unfinished',
+        '{"$tuple": [' * 5000 + "]}" * 5000,
+        "\ufeff{}",
+    ],
+    ids=lambda text: text[:10],
+)
+def test_a_text_that_is_no_json_is_refused(text: str) -> None:
+    with pytest.raises(CodecError, match="the text is"):
+        CODEC.decode(text)
+
+
+def parts_of(row: Any) -> Iterator[tuple[Any, Any]]:
+    """Give each place in a JSON value, as what holds it and the key there."""
+    for key, value in row.items() if isinstance(row, dict) else enumerate(row):
+        yield row, key
+        if isinstance(value, (dict, list)):
+            yield from parts_of(value)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+TAGS = ["$item", "$enum", "$date", "$datetime", "$time", "$timedelta", "$decimal", "$float"]
+TAGS += ["$int", "$complex", "$bytes", "$uuid", "$path", "$posixpath", "$tuple", "$set", "$dict"]
+TAGS += ["$frozenset", "$ordereddict", "$str", "$unstorable", "$", "fields", "attributes"]
+TAGS += ["name", "zone", "fold", "extra", "private", "set"]
+NAMES = ["os.system", "subprocess.Popen", "Europe/Rome", "NaN", "2020-01-01"]
+NAMES += [f"{HERE}.{name}" for name in vars(shop) if not name.startswith("_")]
+strange = json_values | st.sampled_from(TAGS + NAMES)
+
+
+def read_or_refuse(text: str) -> None:
+    """Read *text*: whatever it is, there is a value or one kind of error, and no import."""
+    with importing_nothing(), contextlib.suppress(CodecError):
+        CODEC.decode(text)
+
+
+@settings(max_examples=300)
+@given(items(values), st.data())
+def test_any_value_in_a_text_may_be_replaced_by_any_other(item: Any, data: st.DataObject) -> None:
+    row = json.loads(CODEC.encode([item]).text)
+    for _ in range(data.draw(st.integers(1, 3))):
+        holder, key = data.draw(st.sampled_from(list(parts_of(row))))
+        if isinstance(holder, dict) and data.draw(st.booleans()):
+            holder[data.draw(st.sampled_from(TAGS) | st.text(max_size=3))] = holder.pop(key)
+        else:
+            holder[key] = data.draw(strange | st.just(holder[key]).map(lambda value: [value]))
+    read_or_refuse(json.dumps(row))
+
+
+@settings(max_examples=200)
+@given(items(values), st.integers(0), st.integers(0, 5), st.text(max_size=3))
+def test_any_part_of_a_text_may_be_replaced_by_any_other(
+    item: Any, start: int, length: int, replacement: str
+) -> None:
+    text = CODEC.encode(item).text
+    start %= len(text)
+    read_or_refuse(text[:start] + replacement + text[start + length :])
