@@ -1,0 +1,1 @@
+"""Crawls that are killed, and started again until they finish."""

@@ -1,0 +1,31 @@
+"""Jobs that leave no process behind, and a PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..postgres import postgres as postgres  # noqa: PLC0414
+from .jobs import RUNTIMES, Job
+
+
+@pytest.fixture(params=RUNTIMES)
+def of_each_runtime(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    jobs: list[Job] = []
+
+    def make(runtime: str, items: int = 200, name: str = "", **plan: Any) -> Job:
+        job = Job(tmp_path / (name or f"job{len(jobs)}"), runtime, items, **plan)
+        jobs.append(job)
+        return job
+
+    yield make
+    for job in jobs:
+        job.stop()

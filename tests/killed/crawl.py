@@ -1,0 +1,426 @@
+"""A crawl in a process of its own, for tests that end it: ``python crawl.py PLAN``.
+
+PLAN is a JSON file. What the crawl does is in files of its folder, one line for each event, which
+are there whatever becomes of the process: ``entered``, ``dropped``, ``delivered``, ``scraped``,
+``letters`` and ``closed``. The spider yields no item again that an earlier run has taken into the
+journal, so that only the journal can bring it back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import sqlite3
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import scrapy
+from scrapy import signals
+from scrapy.crawler import AsyncCrawlerProcess, CrawlerProcess
+from scrapy.exceptions import DropItem, IgnoreRequest
+
+import scrapy_deferkit.signals
+from scrapy_deferkit import Chain, StackSpiderMiddleware
+from scrapy_deferkit._runtime import Timer, monotonic, sleep
+
+# What becomes of item n is told by n % 50.
+FAIL, DROPPED, FAILS_IN_STACK, DROPPED_IN_STACK = (3, 13), 7, 11, 17
+
+
+class Folder:
+    """The files of one job."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def note(self, name: str, line: object) -> None:
+        """Append *line* in one system call: it is there, or it is not."""
+        file = os.open(self.path / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(file, f"{line}\n".encode())
+        os.close(file)
+
+    def lines(self, name: str) -> list[str]:
+        path = self.path / name
+        return path.read_text("utf-8").splitlines() if path.exists() else []
+
+
+DIED = 77
+"""The exit code of a process that died in the place of a statement."""
+
+PLAN: dict[str, Any] = {}
+folder = Folder(Path())
+
+
+def price_of(number: int) -> int:
+    return number + 1
+
+
+def page_of(number: int) -> int:
+    return number // PLAN["per_page"]
+
+
+def numbers_of(page: int) -> range:
+    size = PLAN["per_page"]
+    return range(page * size, min((page + 1) * size, PLAN["items"]))
+
+
+def make_item(number: int) -> dict[str, Any]:
+    return {"n": number, "price": price_of(number), "stacked": 0, "tags": ("a", b"b")}
+
+
+class Killed(scrapy.Spider):
+    """Yields the items of the plan: those of the first page from start(), others from pages."""
+
+    name = "killed"
+
+    @classmethod
+    def from_crawler(cls, crawler: Any, *args: Any, **kwargs: Any) -> Killed:
+        spider = super().from_crawler(crawler, *args, **kwargs)
+        spider.gone = {*PLAN["in_journal"], *map(int, folder.lines("entered"))}
+        connect = crawler.signals.connect
+        connect(spider.note_opened, signals.spider_opened)
+        connect(spider.note_scraped, signals.item_scraped)
+        connect(spider.note_closed, signals.spider_closed)
+        connect(spider.note_letter, scrapy_deferkit.signals.item_dead_lettered)
+        return spider
+
+    async def start(self) -> AsyncIterator[Any]:
+        for item in self.items_of(0):
+            yield item
+        for page in range(1, page_of(PLAN["items"] - 1) + 1):
+            if not self.gone.issuperset(numbers_of(page)):
+                yield scrapy.Request(self.url_of(page), dont_filter=True, cb_kwargs={"page": page})
+
+    def url_of(self, page: int) -> str:
+        return f"data:,{page}"
+
+    def parse(self, response: Any, page: int) -> Iterator[Any]:
+        yield from self.items_of(page)
+
+    def items_of(self, page: int) -> Iterator[Any]:
+        for number in numbers_of(page):
+            if number not in self.gone:
+                self.gone.add(number)
+                yield make_item(number)
+
+    def note_opened(self) -> None:
+        folder.note("opened", os.getpid())
+
+    def note_scraped(self, item: Any, response: Any) -> None:
+        url = None if response is None else response.url
+        folder.note("scraped", f"{item['n']} {url}")
+
+    def note_letter(self, item: Any, letter_id: str) -> None:
+        folder.note("letters", letter_id)
+
+    def note_closed(self, reason: str) -> None:
+        stats = {name: str(value) for name, value in self.crawler.stats.get_stats().items()}
+        folder.note("closed", json.dumps({"reason": reason, "stats": stats}))
+
+
+class StartsWithNothing(Killed):
+    """Has nothing of its own to do."""
+
+    async def start(self) -> AsyncIterator[Any]:
+        return
+        yield
+
+
+class StartsWithItems(Killed):
+    """Has items of its own at once."""
+
+    async def start(self) -> AsyncIterator[Any]:
+        for number in range(100, 104):
+            yield make_item(number)
+
+
+class FailsToStart(Killed):
+    """Fails as it starts."""
+
+    async def start(self) -> AsyncIterator[Any]:
+        raise ValueError("no start")
+        yield
+
+
+class IsAtHome(Killed):
+    """Keeps to a domain."""
+
+    allowed_domains = ("example.com",)
+
+
+class Note:
+    """Notes what enters, and changes it."""
+
+    def process_item(self, item: Any) -> Any:
+        folder.note("entered", item["n"])
+        item["price"] *= 2
+        return item
+
+
+class Sink:
+    """Writes into a table with a key, after a while; refuses some and drops some."""
+
+    _table: sqlite3.Connection | None = None
+
+    def open_spider(self) -> None:
+        self._table = sqlite3.connect(folder.path / "sink.sqlite", isolation_level=None)
+        self._table.execute("PRAGMA synchronous = OFF")
+        self._table.execute(
+            "CREATE TABLE IF NOT EXISTS items (n INTEGER PRIMARY KEY, price INTEGER, stacked INT)"
+        )
+
+    def close_spider(self) -> None:
+        if self._table is not None:  # Scrapy closes what it could not open
+            self._table.close()
+
+    async def process_item(self, item: Any) -> Any:
+        seconds = random.uniform(*PLAN["sink_seconds"]) / 2
+        await sleep(seconds)
+        number = item["n"]
+        if number % 50 in FAIL:
+            raise ValueError(f"item {number} is bad")
+        if number % 50 == DROPPED:
+            folder.note("dropped", number)
+            raise DropItem(f"item {number} is not wanted")
+        row = (number, item["price"], item["stacked"])
+        self._table.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?)", row)
+        folder.note("delivered", number)
+        await sleep(seconds)
+        return item
+
+
+async def enter_stack(item: Any, response: Any) -> Any:
+    folder.note("entered", item["n"])
+    folder.note("stacked", f"{item['n']} {response.url}")
+    item["stacked"] += 1
+    await sleep(random.uniform(*PLAN["sink_seconds"]))
+    return item
+
+
+def choose_in_stack(item: Any, response: Any) -> Any:
+    if item["n"] % 50 == FAILS_IN_STACK:
+        raise ValueError(f"item {item['n']} is bad in the stack")
+    if item["n"] % 50 == DROPPED_IN_STACK:
+        folder.note("dropped", item["n"])
+        raise DropItem("not wanted in the stack")
+    return item
+
+
+STACK = Chain(enter_stack, choose_in_stack)
+
+
+# ---------------------------------------------------------------- middlewares that are in the way
+
+
+class DropsRequests:
+    """Lets no request pass."""
+
+    def process_request(self, request: Any) -> None:
+        raise IgnoreRequest("none may pass")
+
+
+class ReplacesRequests:
+    """Replaces each request, once."""
+
+    def process_request(self, request: Any) -> Any:
+        if "replaced" in request.meta:
+            return None
+        return request.replace(meta={**request.meta, "replaced": True}, dont_filter=True)
+
+
+class RefusesResponses:
+    """Fails before the callback is called."""
+
+    def process_spider_input(self, response: Any) -> None:
+        raise ValueError("no input")
+
+
+class FiltersOutput:
+    """Lets no output pass, and notes what it sees."""
+
+    async def process_spider_output(self, response: Any, result: Any) -> AsyncIterator[Any]:
+        async for output in result:
+            folder.note("filtered", output)
+        return
+        yield
+
+    async def process_start(self, start: Any) -> AsyncIterator[Any]:
+        async for output in start:
+            folder.note("filtered_start", output)
+        return
+        yield
+
+
+class Heartbeat:
+    """Notes how late each call of the loop is, every 5 ms."""
+
+    every = 0.005
+
+    def __init__(self, crawler: Any) -> None:
+        self.late: list[float] = []
+        self._is_over = False
+        crawler.signals.connect(self._begin, signals.spider_opened)
+        crawler.signals.connect(self._end, signals.spider_closed)
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> Heartbeat:
+        return cls(crawler)
+
+    def _begin(self) -> None:
+        self._due = monotonic() + self.every
+        Timer(self.every, self._beat)
+
+    def _beat(self) -> None:
+        now = monotonic()
+        self.late.append(now - self._due)
+        self._due = now + self.every
+        if not self._is_over:
+            Timer(self.every, self._beat)
+
+    def _end(self) -> None:
+        self._is_over = True
+        folder.note("late", json.dumps(self.late))
+
+
+# ------------------------------------------------------------------------------------------ faults
+
+
+def die_after_a_letter(_: None) -> None:
+    """Die when the first dead letters are there, and before their rows in the journal go."""
+    from scrapy_deferkit.deadletters import DeadLetters
+
+    put = DeadLetters.put
+
+    def put_and_die(self: Any, failures: Any) -> None:
+        put(self, failures)
+        os._exit(DIED)
+
+    DeadLetters.put = put_and_die
+
+
+def die_at_statement(number: int) -> None:
+    """Note each statement that either store executes, and die in the place of the *number*-th."""
+    import sqlalchemy as sa
+
+    from scrapy_deferkit import journal
+
+    numbers = itertools.count(1)
+    lock = threading.Lock()
+
+    def count(store: str, statement: str) -> None:
+        with lock:
+            if next(numbers) == number:
+                os._exit(DIED)
+            folder.note("statements", f"{store}: {' '.join(statement.split())[:60]}")
+
+    execute = journal._File._execute
+
+    def counting(self: Any, statement: str, values: Any = ()) -> Any:
+        count("journal", statement)
+        return execute(self, statement, values)
+
+    journal._File._execute = counting
+
+    @sa.event.listens_for(sa.Engine, "before_cursor_execute")
+    def note_statement(_: Any, __: Any, statement: str, *___: Any) -> None:
+        count("letters", statement)
+
+    # It is no statement of SQLAlchemy's.
+    @sa.event.listens_for(sa.Engine, "commit")
+    def note_commit(_: Any) -> None:
+        count("letters", "COMMIT")
+
+
+def fail_to_count(message: str) -> None:
+    """Let the dead letters be put in, and not be counted."""
+    from scrapy_deferkit.deadletters import DeadLetters
+    from scrapy_deferkit.exceptions import DeadLettersError
+
+    def count(self: Any, selection: Any) -> int:
+        raise DeadLettersError(message)
+
+    DeadLetters.count = count
+
+
+def fail_to_write(_: None) -> None:
+    """Let the journal be opened, and never be written."""
+    from scrapy_deferkit import journal
+
+    def fail(self: Any, group: Any, rows: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    journal._File._change_rows = fail
+
+
+def slow_commits(seconds: float) -> None:
+    """Let each transaction of the journal take this long."""
+    import time
+
+    from scrapy_deferkit import journal
+
+    write = journal._File.write
+
+    def slowly(self: Any, group: Any) -> None:
+        write(self, group)
+        time.sleep(seconds)
+        folder.note("commits", seconds)
+
+    journal._File.write = slowly
+
+
+# ------------------------------------------------------------------------------------------- main
+
+
+def settings_of(plan: dict[str, Any]) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "ADDONS": {"scrapy_deferkit.Addon": 500},
+        "ITEM_PIPELINES": {Note: 1, Sink: 2},
+        "TELNETCONSOLE_ENABLED": False,
+        "JOBDIR": str(folder.path / "job"),
+        "LOG_FILE": str(folder.path / "log"),
+        "LOG_LEVEL": "INFO",
+        "DEFERKIT_DEAD_LETTERS_URL": f"sqlite:///{folder.path}/letters.sqlite",
+        "DEFERKIT_CONCURRENT_ITEMS": 16,
+        "CONCURRENT_ITEMS": 8,
+    }
+    if plan["runtime"] == "none":
+        settings |= {"TWISTED_REACTOR_ENABLED": False}
+        settings |= {"DOWNLOAD_HANDLERS": {"http": None, "https": None, "ftp": None}}
+    if plan["runtime"] == "twisted":
+        settings |= {"TWISTED_REACTOR": "twisted.internet.selectreactor.SelectReactor"}
+    if plan["has_stack"]:
+        settings |= {
+            "DEFERKIT_SPIDER_STACK": STACK,
+            "SPIDER_MIDDLEWARES": {StackSpiderMiddleware: 50},
+        }
+    return settings | plan["settings"]
+
+
+def main(plan_path: Path) -> int:
+    PLAN.update(json.loads(plan_path.read_text("utf-8")))
+    folder.path = plan_path.parent
+    for fault, argument in PLAN["faults"].items():
+        globals()[fault](argument)
+    kind = CrawlerProcess if PLAN["runtime"] == "twisted" else AsyncCrawlerProcess
+    process = kind(settings_of(PLAN))
+    process.crawl(globals()[PLAN["spider"]])
+    process.start()
+    return int(process.bootstrap_failed)
+
+
+def serve() -> None:
+    """Run the crawls of the plans that standard input names, each in a fork: that starts fast."""
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            os._exit(main(Path(line.rstrip("\n"))))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])) if sys.argv[1:] else serve())
