@@ -12,6 +12,7 @@ value is waited for is the *face*'s business:
 from __future__ import annotations
 
 import types
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
@@ -227,6 +228,32 @@ def _rest(
     return result
 
 
+def advance(
+    left: Iterator[Callback],
+    value: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    face: Face | None = None,
+) -> tuple[Any, int]:
+    """Call one callback after the other while they return ordinary values, each with the last one.
+
+    Gives the last result and its kind: falsy when all that was *left* has been called. Raises
+    ``CancelledError`` in the place of the next callback once *face* is cancelled.
+    """
+    extra = bool(args or kwargs)
+    for callback in left:
+        if face is not None and face.is_cancelled:
+            raise CancelledError
+        value = callback(value, *args, **kwargs) if extra else callback(value)
+        try:
+            kind = _KINDS[type(value)]
+        except KeyError:
+            kind = _learn(type(value))
+        if kind:
+            return value, kind
+    return value, _VALUE
+
+
 async def chain(
     callbacks: Iterable[Callback],
     value: Any,
@@ -240,40 +267,37 @@ async def chain(
     """
     if isinstance(value, Failure):
         return face.leave(value)
-    position = -1
-    extra = bool(args or kwargs)
-    waited = False
+    left = iter(callbacks)
+    waited: Face | None = None
     try:
-        for callback in callbacks:
-            if waited and face.is_cancelled:
-                raise CancelledError
-            position += 1
-            value = callback(value, *args, **kwargs) if extra else callback(value)
-            try:
-                kind = _KINDS[type(value)]
-            except KeyError:
-                kind = _learn(type(value))
-            if kind:
-                while kind >= _GENERATOR and is_pending(value):
-                    waited = True  # before it, nobody could cancel
-                    value = await face.wait(value)
-                    kind = _kind_of(value)
-                if isinstance(value, Failure):
-                    return face.leave(value)
-                if value is None and isinstance(callbacks, Steps):
-                    raise callbacks.nothing_returned(position)
+        while True:
+            value, kind = advance(left, value, args, kwargs, waited)
+            if not kind:
+                return value
+            while kind == _PENDING or (kind == _GENERATOR and is_awaitable(value)):
+                waited = face  # before it, nobody could cancel
+                value = await face.wait(value)
+                kind = _KINDS[type(value)] if type(value) in _KINDS else _learn(type(value))
+            if kind == _FAILURE:
+                return face.leave(value)
+            if kind == _NOTHING and isinstance(callbacks, Steps):
+                raise callbacks.nothing_returned(_position(callbacks, left))
     except StopIteration as stop:
         if not face.cancelled:
             return Failure()
         error = not_stopping(stop)
         if isinstance(callbacks, Steps):
-            callbacks.failed(position, error)
+            callbacks.failed(_position(callbacks, left), error)
         raise error from stop
     except Exception as error:
         if isinstance(callbacks, Steps):
-            callbacks.failed(position, error)
+            callbacks.failed(_position(callbacks, left), error)
         raise
-    return value
+
+
+def _position(steps: Steps, left: Iterator[Callback]) -> int:
+    """Tell which of *steps* was called last, where those in *left* have not been called."""
+    return len(steps) - length_hint(left) - 1
 
 
 def step_within(awaitable: object) -> str | None:
@@ -288,7 +312,7 @@ def step_within(awaitable: object) -> str | None:
         if frame is not None and frame.f_code is chain.__code__:
             callbacks = frame.f_locals["callbacks"]
             if isinstance(callbacks, Steps):
-                path = callbacks.path_of(frame.f_locals["position"])
+                path = callbacks.path_of(_position(callbacks, frame.f_locals["left"]))
         awaitable = getattr(awaitable, "cr_await", None)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter, deque
 from collections.abc import Generator
@@ -23,9 +24,11 @@ from ._config import Config
 from ._engine import (
     COROUTINE,
     Gate,
+    advance,
     chain,
     granted,
     is_pending,
+    not_stopping,
     resolve,
     settled,
     shield,
@@ -224,8 +227,13 @@ class DeferKitItemProcessor(ItemPipelineManager):
             left = calls = iter(self._calls)
         try:
             # Not process_chain_async(): what has to be bounded and watched is what waits, and
-            # started by hand, all others pay for nothing.
-            work = chain(calls, item, (), _NO_ARGUMENTS, COROUTINE)
+            # until then nobody pays for a coroutine.
+            value, kind = advance(calls, item, (), _NO_ARGUMENTS)
+            if not kind:
+                return value
+            # What has come so far is the result of the first step of what is left.
+            rest = itertools.chain((lambda _: value,), calls)
+            work = chain(rest, item, (), _NO_ARGUMENTS, COROUTINE)
             try:
                 waiting = work.send(None)
             except StopIteration as done:
@@ -322,6 +330,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 return error
             # Scrapy would take it for its own, and lose the item unheard.
             error = cancelled_from_within(error)
+        elif isinstance(error, StopIteration):
+            error = not_stopping(error)
         if isinstance(error, DropItem):
             if record is not None:
                 record.dropped += 1

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _MISSING = object()
 
+# What most values are, and is its own copy: told at a glance.
+_ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
+
 
 def copy_item(item: Any) -> Any:
     """Copy *item*, and the lists, dicts, sets and items in it, recursively; share all else.
@@ -32,6 +35,8 @@ def copy_item(item: Any) -> Any:
     (True, False, True)
     """
     cls: type = type(item)
+    if cls in _ATOMS:
+        return item
     copier = _copier(cls)
     return item if copier is None else copier(item)
 
@@ -54,11 +59,15 @@ def _copier(cls: type) -> Callable[[Any], Any] | None:
 
 
 def _copy_plain_dict(value: dict[Any, Any]) -> dict[Any, Any]:
-    return {key: copy_item(each) for key, each in value.items()}
+    copied = value.copy()
+    if not _ATOMS.issuperset(map(type, value.values())):
+        for key, each in value.items():
+            copied[key] = copy_item(each)
+    return copied
 
 
 def _copy_plain_list(value: list[Any]) -> list[Any]:
-    return [copy_item(each) for each in value]
+    return value[:] if _ATOMS.issuperset(map(type, value)) else [copy_item(each) for each in value]
 
 
 def _copy_dict(value: dict[Any, Any]) -> dict[Any, Any]:
