@@ -93,6 +93,20 @@ def is_closing(crawler: Crawler) -> bool:
     return not crawler.crawling or getattr(slot, "closing", None) is not None
 
 
+def has_other_work(crawler: Crawler) -> bool:
+    """Tell whether anything but ``start()`` is under way: a request or its items, at any point."""
+    engine = engine_of(crawler)
+    slot = getattr(engine, "_slot", None)
+    if engine is None or slot is None:
+        return False
+    scraper = engine.scraper.slot
+    return (
+        bool(slot.inprogress)
+        or slot.scheduler.has_pending_requests()
+        or (scraper is not None and not scraper.is_idle())
+    )
+
+
 def close_spider(crawler: Crawler, reason: str) -> None:
     """Have the crawl closed with *reason*, beside what is running now: waiting would deadlock.
 

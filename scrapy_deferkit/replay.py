@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from scrapy.http import Request, Response
 
 from ._engine import resolve
-from ._lifecycle import close_spider, is_closing
-from ._runtime import Timer
+from ._lifecycle import close_spider, has_other_work, is_closing
+from ._runtime import Timer, sleep
 from .defer import parallel_async
 from .delivery import SPIDER_STACK, Delivery, delivery_of
 from .exceptions import DeferKitError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PAGE = 100
+_LOOK_AGAIN_AFTER = 0.05
 _TOP_PRIORITY = 1_000_000_000
 
 
@@ -60,6 +61,7 @@ class Inputs:
     def __init__(self, crawler: Crawler, delivery: Delivery) -> None:
         self._crawler = crawler
         self._delivery = delivery
+        self._have_begun = False
 
     def request(self) -> Request:
         """Give the request whose callback has all items processed.
@@ -78,10 +80,26 @@ class Inputs:
 
     async def _run(self, _: object) -> None:
         concurrency = self._delivery.config.concurrent_items or _PAGE
-        outcomes = await parallel_async(self._kept(), concurrency, self._process_one)
+        outcomes = await parallel_async(self._noting_the_last(), concurrency, self._process_one)
         for succeeded, outcome in outcomes:
             if not succeeded:
                 self._has_failed(outcome.value)
+
+    async def _noting_the_last(self) -> AsyncIterator[Any]:
+        try:
+            async for kept in self._kept():
+                yield kept
+        finally:
+            self._have_begun = True
+
+    async def until_begun(self) -> None:
+        """Wait until all items have entered their stages again.
+
+        Where the request has gone astray, in a scheduler or a handler of its signal, they stay
+        where they are kept: once nothing else is under way, this ends.
+        """
+        while not self._have_begun and has_other_work(self._crawler):
+            await sleep(_LOOK_AGAIN_AFTER)
 
     def _has_failed(self, error: BaseException) -> None:
         self._crawler.stats.inc_value("deferkit/kept_items/errors")

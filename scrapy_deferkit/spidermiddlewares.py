@@ -265,6 +265,7 @@ class DeliverySpiderMiddleware:
         inputs = await inputs_of(self._crawler)
         if inputs is not None:
             yield inputs.request()
+            await inputs.until_begun()  # items of start() would overtake the request
         if inputs is None or not inputs.is_all:
             async for output in start:
                 yield output

@@ -224,6 +224,19 @@ class DropsRequests:
         raise IgnoreRequest("none may pass")
 
 
+class LosesRequests:
+    """Lets no request be scheduled."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> LosesRequests:
+        lost = cls()
+        crawler.signals.connect(lost.refuse, signals.request_scheduled)
+        return lost
+
+    def refuse(self) -> None:
+        raise IgnoreRequest("none is scheduled")
+
+
 class ReplacesRequests:
     """Replaces each request, once."""
 

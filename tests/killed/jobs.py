@@ -216,7 +216,8 @@ class Job:
         )
 
     def page_of(self, number: int) -> int:
-        return number // self.plan["per_page"]
+        """Give the page of an item; 0 for those of start(), which has the ones beyond the plan."""
+        return number // self.plan["per_page"] if number < self.items else 0
 
     def is_to_fail(self, number: int) -> bool:
         kind, in_stack = number % 50, self.plan["has_stack"] and self.page_of(number) > 0

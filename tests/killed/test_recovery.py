@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .jobs import Job
+from .jobs import RUNTIMES, Job, Server
 
 pytestmark = pytest.mark.crawl
 
-SPIDERS = ("Killed", "StartsWithNothing", "FailsToStart", "IsAtHome")
+SPIDERS = ("Killed", "StartsWithNothing", "StartsWithItems", "FailsToStart", "IsAtHome")
 IN_THE_WAY = {
     "drops requests": {"DOWNLOADER_MIDDLEWARES": {"__main__.DropsRequests": 1}},
     "drops requests late": {"DOWNLOADER_MIDDLEWARES": {"__main__.DropsRequests": 999}},
@@ -25,63 +27,82 @@ IN_THE_WAY = {
 }
 
 
-def leave_unfinished(job: Job) -> set[int]:
-    """Kill a crawl whose items are all in flight; give those."""
+ITEMS = 16
+PLAN: dict[str, Any] = {"items": ITEMS, "per_page": 4, "has_stack": True}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job whose crawl was killed with all its items in flight."""
+    job = Job(tmp_path_factory.mktemp("killed"), request.param, **PLAN)
     job.start(sink_seconds=[30, 30])
-    assert job.wait_until(lambda: len(job.entered) == job.items), job.log
+    assert job.wait_until(lambda: len(job.entered) == ITEMS), job.log
     job.stop()
     assert {stage for _, stage in job.unfinished()} == {"pipelines", "spider stack"}
-    left = {number for number, _ in job.unfinished()}
-    assert left == set(range(job.items))
-    return left
-
-
-def check_that_they_go_first(job: Job, **plan: Any) -> None:
-    left = leave_unfinished(job)
-    before = len(job.folder.lines("entered"))
-    assert job.run(**plan) == 0, job.log
-    entered = [int(line) for line in job.folder.lines("entered")[before:]]
-    assert set(list(dict.fromkeys(entered))[: len(left)]) == left, job.log
-    ended = job.rows().keys() | job.dead().keys() | job.numbers("dropped").keys()
-    assert left <= ended
-    assert int(job.stat("deferkit/items/recovered")) == len(left)
+    assert {number for number, _ in job.unfinished()} == set(range(ITEMS))
+    return job
 
 
 @pytest.fixture
-def job(make_job: Callable[..., Job], of_each_runtime: str) -> Job:
-    return make_job(of_each_runtime, 16, per_page=4, has_stack=True)
+def job(killed: Job, tmp_path: Path) -> Job:
+    path = tmp_path / "job"
+    shutil.copytree(killed.folder.path, path)
+    return Job(path, killed.plan["runtime"], **PLAN)
+
+
+def check_that_they_go_first(job: Job, server: Server, **plan: Any) -> None:
+    before = len(job.folder.lines("entered"))
+    assert server.run(job, **plan) == 0, job.log
+    entered = [int(line) for line in job.folder.lines("entered")[before:]]
+    assert set(list(dict.fromkeys(entered))[:ITEMS]) == set(range(ITEMS)), job.log
+    ended = job.rows().keys() | job.dead().keys() | job.numbers("dropped").keys()
+    assert set(range(ITEMS)) <= ended
+    assert int(job.stat("deferkit/items/recovered")) == ITEMS
+    job.check(all_entered=False)
 
 
 @pytest.mark.parametrize("spider", SPIDERS)
-def test_whatever_the_spider_does_unfinished_items_go_first(job: Job, spider: str) -> None:
-    check_that_they_go_first(job, spider=spider)
-    job.check()
-
-
-@pytest.mark.xfail(reason="they go by a request, which start()'s own items overtake", strict=True)
-def test_unfinished_items_go_before_items_that_start_yields(job: Job) -> None:
-    check_that_they_go_first(job, spider="StartsWithItems")
+def test_whatever_the_spider_does_unfinished_items_go_first(
+    job: Job, server: Server, spider: str
+) -> None:
+    check_that_they_go_first(job, server, spider=spider)
 
 
 @pytest.mark.parametrize("settings", IN_THE_WAY.values(), ids=IN_THE_WAY)
 def test_whatever_is_in_the_way_unfinished_items_go_first(
-    job: Job, settings: dict[str, Any]
+    job: Job, server: Server, settings: dict[str, Any]
 ) -> None:
-    plan: dict[str, Any] = {"settings": settings}
     middlewares = settings.get("SPIDER_MIDDLEWARES")
     if middlewares:
         stack = {"scrapy_deferkit.StackSpiderMiddleware": 50}
-        plan = {"settings": {"SPIDER_MIDDLEWARES": {**stack, **middlewares}}}
-    check_that_they_go_first(job, **plan)
-    job.check()
+        settings = {"SPIDER_MIDDLEWARES": {**stack, **middlewares}}
+    check_that_they_go_first(job, server, settings=settings)
+
+
+def test_where_no_request_is_scheduled_unfinished_items_stay_and_the_crawl_ends(
+    job: Job, server: Server
+) -> None:
+    settings = {"EXTENSIONS": {"__main__.LosesRequests": 1}}
+    assert server.run(job, spider="StartsWithItems", settings=settings) == 0, job.log
+    assert job.reason == "finished"
+    assert {number for number, _ in job.unfinished()} == set(range(ITEMS))
+    assert job.rows().keys() >= {100, 101}
 
 
 @pytest.mark.parametrize("position", [1, 100])
-def test_no_spider_middleware_sees_an_unfinished_item(job: Job, position: int) -> None:
+def test_no_spider_middleware_sees_an_unfinished_item(
+    job: Job, server: Server, position: int
+) -> None:
     middlewares = {
         "scrapy_deferkit.StackSpiderMiddleware": 50,
         "__main__.FiltersOutput": position,
     }
-    check_that_they_go_first(job, settings={"SPIDER_MIDDLEWARES": middlewares})
-    job.check()
+    check_that_they_go_first(job, server, settings={"SPIDER_MIDDLEWARES": middlewares})
     assert job.folder.lines("filtered") == []
