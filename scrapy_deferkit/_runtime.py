@@ -227,18 +227,15 @@ class Latch:
         self._waiting.append(waiting)
         return waiting  # type: ignore[no-any-return]
 
-    def open(self, error: Exception | None = None) -> None:
-        """Let all go on; with *error*, all fail with it."""
+    def open(self) -> None:
+        """Let all go on."""
         waiting, self._waiting = self._waiting, []
         for each in waiting:
             if isinstance(each, Deferred):
                 if not each.called:
-                    each.callback(None if error is None else Failure(error))
+                    each.callback(None)
             elif not each.done():
-                if error is None:
-                    each.set_result(None)
-                else:
-                    each.set_exception(error)
+                each.set_result(None)
 
 
 class Started:

@@ -56,8 +56,8 @@ import reprlib
 import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from dataclasses import dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import cached_property, lru_cache, partial, reduce
@@ -102,8 +102,7 @@ class UnstorableValue(CodecError):
     """A text lacks a value that had no form when its item was stored."""
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A stored item: its text, its class, and what of it had no form."""
 
     text: str

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from scrapy.http import Response
 
     from .deadletters import DeadLetter, Failed
-    from .journal import Entry
+    from .journal import Entry, Write
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ _LONGEST_TEXT = 20_000
 
 @dataclass(slots=True, eq=False)
 class Stay:
-    """One item in one stage, and what is kept of it as it entered."""
+    """One item in one stage, or on its way there, and what is kept of it as it came."""
 
     id: str
     stage: str
@@ -61,11 +61,17 @@ class Stay:
     encoded: Encoded | None = None
     is_in_journal: bool = False
     attempts: int = 1
-    is_new: bool = False
-    """Whether its row has only just been given to the journal."""
+    write: Write | None = None
+    """The transaction of the journal that its row is in, where this run has added that."""
 
     letter: DeadLetter | None = None
     """The dead letter that is being replayed."""
+
+    item: Any = None
+    """The item itself as long as it is on its way."""
+
+    then: Stay | None = None
+    """The next one, where an object is yielded again before it has entered."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,17 +81,6 @@ class _Failing:
     stay: Stay
     error: Exception
     timer: Timer
-
-
-@dataclass(slots=True)
-class _Note:
-    """What is known of an item that is on its way into the pipelines."""
-
-    item: Any
-    page_url: str | None
-    before: Stay | None = None
-    entry: Entry | None = None
-    letter: DeadLetter | None = None
 
 
 class Delivery:
@@ -102,7 +97,7 @@ class Delivery:
         self.codec = Codec.from_settings(crawler.settings)
         self.journal: Journal | None = None
         self.letters = LetterBox(crawler, config)
-        self._notes: dict[int, list[_Note]] = {}
+        self._on_their_way: dict[int, Stay] = {}
         self._moving: dict[int, tuple[Any, Stay]] = {}
         self._run = uuid.uuid4().hex
         self._numbers = itertools.count(1)
@@ -159,11 +154,20 @@ class Delivery:
 
     # ------------------------------------------------------------------------ items on their way
 
-    def note(self, item: Any, page_url: str | None, **known: Any) -> None:
-        """Take note of what is known of *item*, which is about to enter the pipelines."""
-        before = self._moving.pop(id(item), (None, None))[1]
-        note = _Note(item, page_url, before, **known)
-        self._notes.setdefault(id(item), []).append(note)
+    def expect(self, item: Any, page_url: str | None, **known: Any) -> None:
+        """Begin the stay of *item*, which is about to enter the pipelines.
+
+        Its row is written while Scrapy has others to process, so that it seldom has to be waited
+        for.
+        """
+        before = self._moving.pop(id(item), (None, None))[1] if self._moving else None
+        stay = self._begin(PIPELINES, item, page_url, before=before, **known)
+        stay.item = item
+        last = self._on_their_way.setdefault(id(item), stay)
+        while last is not stay:
+            if last.then is None:
+                last.then = stay
+            last = last.then
 
     def moves(self, item: Any, stay: Stay) -> None:
         """Take note that *item* has left the spider middleware's stack, for the pipelines."""
@@ -180,35 +184,41 @@ class Delivery:
             del self._moving[id(item)]
             self._let_go(stay)
 
-    def _note_of(self, item: Any) -> _Note:
-        notes = self._notes.get(id(item))
-        if not notes:
-            return _Note(item, None)
-        note = notes.pop(0)
-        if not notes:
-            del self._notes[id(item)]
-        return note
-
     @property
     def keeps_rows(self) -> bool:
         """Whether there is a row for each item in flight, of the journal or a dead letter's."""
         return self.journal is not None or self.is_replay
 
     def enter_pipelines(self, item: Any) -> Stay:
-        """Give the stay of *item* in the pipelines; :meth:`wait_until_safe` before it begins."""
-        return self._enter(PIPELINES, self._note_of(item))
+        """Give the stay of *item* in the pipelines; its write has to be over before it begins."""
+        self._open_stays += 1
+        stay = self._on_their_way.pop(id(item), None)
+        if stay is None:
+            return self._begin(PIPELINES, item, None)
+        if stay.then is not None:
+            self._on_their_way[id(item)] = stay.then
+        stay.item = stay.then = None
+        return stay
 
     def enter_spider_stack(self, item: Any, response: Response, **known: Any) -> Stay:
         """Give the stay of *item* in the spider middleware's stack, as for the pipelines."""
-        return self._enter(SPIDER_STACK, _Note(item, response.url, **known))
-
-    def _enter(self, stage: str, note: _Note) -> Stay:
         self._open_stays += 1
-        item, url, before = note.item, note.page_url, note.before
-        if note.letter is not None and stage == note.letter.stage:
-            return Stay(note.letter.id, stage, url, None, letter=note.letter)
-        if note.entry is not None and stage == note.entry.stage:
-            entry = note.entry
+        return self._begin(SPIDER_STACK, item, response.url, **known)
+
+    def _begin(
+        self,
+        stage: str,
+        item: Any,
+        url: str | None,
+        *,
+        before: Stay | None = None,
+        entry: Entry | None = None,
+        letter: DeadLetter | None = None,
+    ) -> Stay:
+        """Begin a stay of *item*: after that one *before*, or for what was kept of it."""
+        if letter is not None and stage == letter.stage:
+            return Stay(letter.id, stage, url, None, letter=letter)
+        if entry is not None and stage == entry.stage:
             missing = (entry.missing,) if entry.missing else ()
             encoded = Encoded(entry.item, entry.item_type, missing)
             return Stay(entry.id, stage, url, None, encoded, True, entry.attempts + 1)
@@ -220,25 +230,19 @@ class Delivery:
         encoded = self._encode(item)
         missing_text = "; ".join(encoded.missing) if encoded.missing else None
         attempts = 1 if before is None else before.attempts
-        row_id = self.journal.add(
+        row_id, write = self.journal.add(
             (stage, encoded.text, encoded.item_type, url, missing_text),
             attempts,
             before.id if before is not None and before.is_in_journal else None,
         )
-        stay = Stay(row_id, stage, url, None, encoded, True, attempts)
-        stay.is_new = True
-        return stay
+        return Stay(row_id, stage, url, None, encoded, True, attempts, write)
 
     def _new_id(self) -> str:
         return f"{self._run}-{next(self._numbers)}"
 
-    async def wait_until_safe(self) -> None:
-        """Wait until the journal has what has just begun; where it cannot, count and go on."""
-        assert self.journal is not None
-        try:
-            await self.journal.written()
-        except JournalError:  # on_error has said so
-            self.crawler.stats.inc_value("deferkit/journal/untracked")
+    def note_untracked(self) -> None:
+        """Count an item that begins without a row; the journal has told why."""
+        self.crawler.stats.inc_value("deferkit/journal/untracked")
 
     def copy(self, item: Any) -> Any:
         """Give a copy of *item* as it is now; where it cannot be copied, its stored form."""

@@ -194,8 +194,12 @@ class DeferKitItemProcessor(ItemPipelineManager):
         assert delivery is not None
         stay = delivery.enter_pipelines(item)
         try:
-            if stay.is_new:
-                await delivery.wait_until_safe()
+            write = stay.write
+            if write is not None:
+                if not write.is_over:
+                    await write.wait()
+                if write.error is not None:
+                    delivery.note_untracked()
             result = await self._process(item)
         except DropItem:
             delivery.end(stay)

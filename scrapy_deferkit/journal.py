@@ -57,27 +57,39 @@ class Entry:
     attempts: int = 1
 
 
-class _Group:
+class Write:
     """What begins and ends between two transactions, and is written in one."""
 
-    __slots__ = ("again", "begun", "ends", "latch", "replaced", "rows")
+    __slots__ = ("_latch", "again", "begun", "ends", "error", "is_over", "replaced", "rows")
 
     def __init__(self) -> None:
+        self.is_over = False
+        self.error: Exception | None = None
+        """Why it could not be written, once it is over; ``None`` where it was."""
+
         self.rows: dict[int, tuple[Any, ...]] = {}
         self.again: list[int] = []
         self.ends: set[int] = set()
         self.replaced: dict[int, int] = {}  # a new row, and the row that it ends by beginning
         self.begun: list[Deferred[None]] = []
-        self.latch: Latch | None = None
+        self._latch: Latch | None = None
 
     def changes_rows(self) -> bool:
         return bool(self.rows or self.again or self.ends)
 
+    def wait(self) -> Awaitable[None]:
+        """Give what a coroutine awaits until this is over, however it went."""
+        if self._latch is None:
+            self._latch = Latch()
+        return self._latch.wait()
+
     def settle(self, outcome: object) -> None:
         """Fire the Deferreds of what began here: with the error, where *outcome* is a Failure."""
-        if self.latch is not None:
-            error = outcome.value if isinstance(outcome, Failure) else None
-            self.latch.open(error if isinstance(error, Exception) else None)
+        self.is_over = True
+        if isinstance(outcome, Failure) and isinstance(outcome.value, Exception):
+            self.error = outcome.value
+        if self._latch is not None:
+            self._latch.open()
         for begun in self.begun:
             if isinstance(outcome, Failure):
                 begun.errback(outcome.value)
@@ -103,8 +115,8 @@ class Journal:
         self._run = uuid.uuid4().hex
         self._thread: WorkerThread | None = None
         self._is_open = False
-        self._waiting = _Group()
-        self._writing: _Group | None = None
+        self._waiting = Write()
+        self._writing: Write | None = None
         self._is_write_due = False
         self._last_failure: str | None = None
         # Rows that could not be written, and the row that stands for each in the file, if any.
@@ -152,7 +164,7 @@ class Journal:
         End the id in any case, even when its Deferred has failed.
         """
         row = (stage, item, item_type, page_url, missing)
-        item_id = self.add(row, attempts, replaces)
+        item_id, _ = self.add(row, attempts, replaces)
         return item_id, self._await_write() if self._is_open else fail(_not_open(self.path))
 
     def add(
@@ -160,29 +172,23 @@ class Journal:
         row: tuple[str, str, str, str | None, str | None],
         attempts: int = 1,
         replaces: str | None = None,
-    ) -> str:
-        """Note an item that begins, as :meth:`begin`; what :meth:`written` gives then tells when.
+    ) -> tuple[str, Write]:
+        """Note an item that begins, as :meth:`begin`; give its id, and the write that it is in.
 
         *row* has the stage, the item, its type, its page's URL, and what is missing.
         """
         self._last_position = position = self._last_position + 1
+        group = self._waiting
         if self._is_open:
-            group = self._waiting
             group.rows[position] = (position, self._run, *row, time.time(), attempts)
             if replaces is not None:
                 self._replace(replaces, position)
             if not self._is_write_due:
                 self._want_write()
-        return f"{self._run}-{position}"
-
-    def written(self) -> Awaitable[None]:
-        """Give what a coroutine awaits until what has just begun is safe, or fails with."""
-        if not self._is_open:
-            raise _not_open(self.path)
-        group = self._waiting
-        if group.latch is None:
-            group.latch = Latch()
-        return group.latch.wait()
+        else:
+            group = Write()
+            group.settle(Failure(_not_open(self.path)))
+        return f"{self._run}-{position}", group
 
     def begin_again(self, item_id: str) -> Deferred[None]:
         """Note that this run tries an item of an earlier one: an attempt more, under its own id."""
@@ -244,7 +250,7 @@ class Journal:
         if self._thread is None:
             return succeed(None)
         thread, self._thread = self._thread, None
-        group, self._waiting = self._waiting, _Group()
+        group, self._waiting = self._waiting, Write()
         self._is_open = False
         closed: Deferred[None] = thread.call(self._file.close, group)
         thread.close()
@@ -290,7 +296,7 @@ class Journal:
     def _write(self) -> None:
         if self._thread is None:
             return
-        group, self._waiting = self._waiting, _Group()
+        group, self._waiting = self._waiting, Write()
         self._is_write_due = False
         if not group.changes_rows():
             group.settle(None)
@@ -298,7 +304,7 @@ class Journal:
         self._writing = group
         self._thread.call(self._file.write, group).addBoth(self._written, group)
 
-    def _written(self, outcome: Any, group: _Group) -> None:
+    def _written(self, outcome: Any, group: Write) -> None:
         if isinstance(outcome, Failure):
             self._note_unwritten(group)
             before, self._last_failure = self._last_failure, str(outcome.value)
@@ -311,7 +317,7 @@ class Journal:
         if self._is_write_due:
             self._write()
 
-    def _note_unwritten(self, group: _Group) -> None:
+    def _note_unwritten(self, group: Write) -> None:
         waiting = self._waiting
         successors = {old: new for new, old in waiting.replaced.items()}
         for position in group.rows:
@@ -406,7 +412,7 @@ class _File:
             self._execute(statement)
         self._execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
 
-    def write(self, group: _Group) -> None:
+    def write(self, group: Write) -> None:
         """Write *group*, and the ends that earlier groups could not write, in one transaction."""
         try:
             # SQLite would go on to write into a file that has no name any more.
@@ -422,7 +428,7 @@ class _File:
             raise self._explain("written", error) from error
         self._owed_ends.clear()
 
-    def _change_rows(self, group: _Group, rows: Iterable[tuple[Any, ...]]) -> None:
+    def _change_rows(self, group: Write, rows: Iterable[tuple[Any, ...]]) -> None:
         # Few statements, however many items: at each, this thread may have to wait for the
         # interpreter's lock, and executemany() has one for each row.
         begun = list(rows)
@@ -467,7 +473,7 @@ class _File:
         except sqlite3.Error as error:
             raise self._explain("read", error) from error
 
-    def close(self, group: _Group) -> None:
+    def close(self, group: Write) -> None:
         """Write *group*, empty the write-ahead log, and let the file go in any case."""
         if self._connection is None:
             return

@@ -131,7 +131,7 @@ class Inputs:
             if item is None:
                 return
             known = {}
-        self._delivery.note(item, page_url, **known)
+        self._delivery.expect(item, page_url, **known)
         page = None if page_url is None else Response(page_url, flags=["deferkit-kept"])
         await engine.scraper.start_itemproc_async(item, response=page)
 

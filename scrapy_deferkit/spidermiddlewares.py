@@ -154,8 +154,12 @@ class StackSpiderMiddleware:
         try:
             if delivery is not None:
                 entered.stay = delivery.enter_spider_stack(item, response, **known)
-                if entered.stay.is_new:
-                    await delivery.wait_until_safe()
+                write = entered.stay.write
+                if write is not None:
+                    if not write.is_over:
+                        await write.wait()
+                    if write.error is not None:
+                        delivery.note_untracked()
             return number, await self._bound(item, response)
         except DropItem as error:
             if inside.pop(number, None) is not None:
@@ -245,7 +249,7 @@ class DeliverySpiderMiddleware:
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> DeliverySpiderMiddleware:
-        """Build the middleware; with a journal, one that notes pages as well.
+        """Build the middleware; with a journal, one that begins rows as well.
 
         Raises :exc:`~scrapy.exceptions.NotConfigured` where items are not kept.
         """
@@ -255,7 +259,7 @@ class DeliverySpiderMiddleware:
         if not config.dead_letters and not is_replay:
             raise NotConfigured
         return (
-            _NotingSpiderMiddleware(crawler)
+            _ExpectingSpiderMiddleware(crawler)
             if config.journal
             else DeliverySpiderMiddleware(crawler)
         )
@@ -271,8 +275,8 @@ class DeliverySpiderMiddleware:
                 yield output
 
 
-class _NotingSpiderMiddleware(DeliverySpiderMiddleware):
-    """Note the page of each item for its row in the journal: pipelines are not given it."""
+class _ExpectingSpiderMiddleware(DeliverySpiderMiddleware):
+    """Begin the row of each item in the journal, here where its page is known."""
 
     async def process_spider_output(
         self, response: Response, result: AsyncIterator[Any]
@@ -281,5 +285,5 @@ class _NotingSpiderMiddleware(DeliverySpiderMiddleware):
         delivery = delivery_of(self._crawler)
         async for output in result:
             if delivery is not None and output is not None and not isinstance(output, Request):
-                delivery.note(output, response.url)
+                delivery.expect(output, response.url)
             yield output

@@ -52,25 +52,23 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         choices=RUNTIMES,
         help="run on this runtime (repeatable; all three by default)",
     )
+    parser.add_argument("-m", dest="markers", default="", help="as pytest's own")
     parser.add_argument("--cov", action="store_true", help="measure coverage over all runs")
     return parser.parse_known_args(argv)
 
 
-def selects_markers(pytest_options: list[str]) -> bool:
-    """Tell whether the options hold pytest's own `-m`."""
-    return any(opt.startswith("-m") and not opt.startswith("--") for opt in pytest_options)
-
-
-def run_suite(runtime: str, pytest_options: list[str], *, cov: bool, first: bool) -> Run:
+def run_suite(
+    runtime: str, pytest_options: list[str], *, markers: str, cov: bool, first: bool
+) -> Run:
     """Run pytest on one runtime; the crawls that no runtime matters to run the first time only."""
     description, options = RUNTIMES[runtime]
-    skip_crawls = not first and not selects_markers(pytest_options)
+    wanted = [markers] if first else [markers, "not crawl"]
+    expression = " and ".join(f"({each})" for each in wanted if each)
     print(f"\n##### {runtime}: {description}\n", flush=True)
     pytest = [*PYTHON, *(["coverage", "run", "-p", "-m"] if cov else []), "pytest"]
-    markers = ["-m", "not crawl"] if skip_crawls else []
     started = time.monotonic()
-    ended = subprocess.run([*pytest, *options, *markers, *pytest_options], check=False)
-    return Run(runtime, ended.returncode, time.monotonic() - started, may_be_empty=skip_crawls)
+    ended = subprocess.run([*pytest, *options, "-m", expression, *pytest_options], check=False)
+    return Run(runtime, ended.returncode, time.monotonic() - started, may_be_empty=not first)
 
 
 def report_coverage() -> int:
@@ -87,7 +85,13 @@ def main(argv: list[str]) -> int:
     if arguments.cov:
         subprocess.run([*PYTHON, "coverage", "erase"], check=True)
     runs = [
-        run_suite(runtime, pytest_options, cov=arguments.cov, first=runtime == runtimes[0])
+        run_suite(
+            runtime,
+            pytest_options,
+            markers=arguments.markers,
+            cov=arguments.cov,
+            first=runtime == runtimes[0],
+        )
         for runtime in runtimes
     ]
     enough = report_coverage() == 0 if arguments.cov else True

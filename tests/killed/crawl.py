@@ -21,12 +21,13 @@ from typing import Any
 
 import scrapy
 from scrapy import signals
+from scrapy.core.engine import ExecutionEngine
 from scrapy.crawler import AsyncCrawlerProcess, CrawlerProcess
 from scrapy.exceptions import DropItem, IgnoreRequest
 
 import scrapy_deferkit.signals
 from scrapy_deferkit import Chain, StackSpiderMiddleware
-from scrapy_deferkit._runtime import Timer, monotonic, sleep
+from scrapy_deferkit._runtime import sleep
 
 # What becomes of item n is told by n % 50.
 FAIL, DROPPED, FAILS_IN_STACK, DROPPED_IN_STACK = (3, 13), 7, 11, 17
@@ -269,37 +270,6 @@ class FiltersOutput:
         yield
 
 
-class Heartbeat:
-    """Notes how late each call of the loop is, every 5 ms."""
-
-    every = 0.005
-
-    def __init__(self, crawler: Any) -> None:
-        self.late: list[float] = []
-        self._is_over = False
-        crawler.signals.connect(self._begin, signals.spider_opened)
-        crawler.signals.connect(self._end, signals.spider_closed)
-
-    @classmethod
-    def from_crawler(cls, crawler: Any) -> Heartbeat:
-        return cls(crawler)
-
-    def _begin(self) -> None:
-        self._due = monotonic() + self.every
-        Timer(self.every, self._beat)
-
-    def _beat(self) -> None:
-        now = monotonic()
-        self.late.append(now - self._due)
-        self._due = now + self.every
-        if not self._is_over:
-            Timer(self.every, self._beat)
-
-    def _end(self) -> None:
-        self._is_over = True
-        folder.note("late", json.dumps(self.late))
-
-
 # ------------------------------------------------------------------------------------------ faults
 
 
@@ -370,22 +340,6 @@ def fail_to_write(_: None) -> None:
     journal._File._change_rows = fail
 
 
-def slow_commits(seconds: float) -> None:
-    """Let each transaction of the journal take this long."""
-    import time
-
-    from scrapy_deferkit import journal
-
-    write = journal._File.write
-
-    def slowly(self: Any, group: Any) -> None:
-        write(self, group)
-        time.sleep(seconds)
-        folder.note("commits", seconds)
-
-    journal._File.write = slowly
-
-
 # ------------------------------------------------------------------------------------------- main
 
 
@@ -415,6 +369,7 @@ def settings_of(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(plan_path: Path) -> int:
+    ExecutionEngine._SLOT_HEARTBEAT_INTERVAL = 0.05  # in the place of 5 s: it notices the end
     PLAN.update(json.loads(plan_path.read_text("utf-8")))
     folder.path = plan_path.parent
     for fault, argument in PLAN["faults"].items():

@@ -51,7 +51,8 @@ def test_a_journal_that_is_taken_away_closes_the_crawl(
 def test_with_continue_the_crawl_goes_on_without_its_journal(
     make_job: Callable[..., Job], of_each_runtime: str
 ) -> None:
-    job = make_job(of_each_runtime, settings={"DEFERKIT_JOURNAL_ON_ERROR": "continue"})
+    # More than Scrapy takes at once, since rows are written when the spider has yielded the items.
+    job = make_job(of_each_runtime, 1500, settings={"DEFERKIT_JOURNAL_ON_ERROR": "continue"})
     begin(job)
     take_away(job.journal_path)
     assert job.wait() == 0
