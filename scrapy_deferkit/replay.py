@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scrapy.http import Request, Response
+from twisted.internet.defer import CancelledError
 
 from ._engine import resolve
 from ._lifecycle import close_spider, has_other_work, is_closing
@@ -96,10 +98,12 @@ class Inputs:
         """Wait until all items have entered their stages again.
 
         Where the request has gone astray, in a scheduler or a handler of its signal, they stay
-        where they are kept: once nothing else is under way, this ends.
+        where they are kept: once nothing else is under way, this ends. So it does when it is
+        cancelled on a reactor whose cancellations Scrapy takes for errors of ``start()``.
         """
-        while not self._have_begun and has_other_work(self._crawler):
-            await sleep(_LOOK_AGAIN_AFTER)
+        with suppress(CancelledError):
+            while not self._have_begun and has_other_work(self._crawler):
+                await sleep(_LOOK_AGAIN_AFTER)
 
     def _has_failed(self, error: BaseException) -> None:
         self._crawler.stats.inc_value("deferkit/kept_items/errors")

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from ._config import Config, blaming
 from ._engine import ordered
-from ._lifecycle import Lifecycle, close_spider
+from ._lifecycle import Lifecycle, close_spider, is_closing
 from ._runtime import CANCELLED, is_asked_for, spawn, to_deferred
 from ._stack import cancelled_from_within
 from .delivery import delivery_of
@@ -269,10 +269,13 @@ class DeliverySpiderMiddleware:
         inputs = await inputs_of(self._crawler)
         if inputs is not None:
             yield inputs.request()
+            if inputs.is_all:
+                return
             await inputs.until_begun()  # items of start() would overtake the request
-        if inputs is None or not inputs.is_all:
-            async for output in start:
-                yield output
+            if is_closing(self._crawler):
+                return
+        async for output in start:
+            yield output
 
 
 class _ExpectingSpiderMiddleware(DeliverySpiderMiddleware):
