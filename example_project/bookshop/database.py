@@ -19,6 +19,7 @@ COLUMNS = {
     "title": "TEXT NOT NULL",
     "price": "TEXT",  # as SQLite has no decimal numbers
     "currency": "TEXT NOT NULL",
+    "tax_percent": "INTEGER",
     "rating": "INTEGER NOT NULL",
     "stock": "INTEGER NOT NULL",
     "category": "TEXT NOT NULL",

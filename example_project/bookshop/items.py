@@ -48,6 +48,7 @@ class Book:
     stock_text: str = ""
     reviews_url: str = ""
     offers_url: str = ""
+    tax_url: str = ""
 
     # Made of the texts.
     price: Decimal | None = None
@@ -59,6 +60,7 @@ class Book:
     stock_from: str = ""
 
     # Asked of the services.
+    tax_percent: int | None = None
     reviews: list[Review] = field(default_factory=list)
     reviews_from: str = ""
     offers: list[Offer] = field(default_factory=list)

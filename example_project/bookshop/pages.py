@@ -10,9 +10,12 @@ from .items import Book
 
 
 def require_product(book: Book, response: TextResponse) -> Book:
-    """Refuse a page that ends before the book begins, though the server said 200."""
+    """Refuse a page that ends before the book begins, though the server said 200.
+
+    No replay mends that: a dead letter has the book, not the page.
+    """
     if not book.title:
-        raise IncompletePage(f"no book in {len(response.body)} bytes of page")
+        raise IncompletePage("the page ends before the book begins")
     return book
 
 
@@ -29,4 +32,5 @@ def resolve_links(book: Book, response: TextResponse) -> Book:
     book.image_url = book.image_url and response.urljoin(book.image_url)
     book.reviews_url = book.reviews_url and response.urljoin(book.reviews_url)
     book.offers_url = book.offers_url and response.urljoin(book.offers_url)
+    book.tax_url = book.tax_url and response.urljoin(book.tax_url)
     return book

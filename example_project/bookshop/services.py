@@ -40,7 +40,8 @@ class _Service:
         """
         assert self._crawler.engine is not None
         meta = {SERVICE: self.service, "dont_retry": True}
-        request = Request(url, meta=meta, headers={"Accept": "application/json"})
+        address = self._crawler.spider.address_now(url)  # type: ignore[union-attr]  # it is ours
+        request = Request(address, meta=meta, headers={"Accept": "application/json"})
         response = await self._crawler.engine.download_async(request)
         if response.status == 404:
             return None
@@ -53,6 +54,24 @@ class _Service:
             return response.json()
         except (AssertionError, ValueError) as error:
             raise ServiceFailed(f"{self.service} answered with no JSON") from error
+
+
+class FetchTax(_Service):
+    """Fetch the tax that is due on the book, in per cent.
+
+    Nothing can stand in for it: a book with the wrong tax on it must not be sold. While the
+    register is down, such a book fails, to be replayed when it is up again.
+    """
+
+    service = "the tax register"
+
+    async def __call__(self, book: Book) -> Book:
+        if book.tax_url:
+            found = await self.ask(book.tax_url)
+            if found is None:
+                raise ServiceFailed(f"nobody knows the tax on {book.upc}")
+            book.tax_percent = found["percent"]
+        return book
 
 
 class FetchReviews(_Service):

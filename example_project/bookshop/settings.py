@@ -3,6 +3,10 @@
 BOT_NAME = "bookshop"
 SPIDER_MODULES = ["bookshop.spiders"]
 
+# Bounds and times the item stage, and keeps the items that fail as dead letters, which are in
+# .scrapy/deferkit/books.sqlite until `scrapy deferkit replay books` has delivered them.
+ADDONS = {"scrapy_deferkit.Addon": 500}
+
 # ------------------------------------------------------------------------------------------ stacks
 
 # Requests and responses: just before the retries on a request's way out, just behind them on a
@@ -34,6 +38,7 @@ DEFERKIT_CHAIN = [
     "bookshop.processors.require_upc",
     "bookshop.processors.tidy_title",
     "bookshop.processors.tidy_description",
+    "bookshop.services.FetchTax",
 ]
 
 # One after the other, each with what to do when it fails.
@@ -87,7 +92,7 @@ REMOTE_CONTROL_ENABLED = False
 # ------------------------------------------------------------------------------- what is to be seen
 
 EXTENSIONS = {"bookshop.summary.Summary": 500}
-LOG_LEVEL = "WARNING"
+LOG_LEVEL = "WARNING"  # with -L INFO, the add-on's report is to be seen as well
 LOG_FORMATTER = "bookshop.log.BriefLogFormatter"
 DEFAULT_DROPITEM_LOG_LEVEL = "INFO"
 RETRY_GIVE_UP_LOG_LEVEL = "INFO"

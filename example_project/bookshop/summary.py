@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from scrapy import Spider, signals
 from scrapy.crawler import Crawler
 from twisted.python.failure import Failure
 
-from scrapy_deferkit.exceptions import step_of
+from scrapy_deferkit import step_of
+from scrapy_deferkit.signals import item_dead_lettered
 
 from .database import database_path
 from .items import Book, Ebook
@@ -33,6 +36,7 @@ class Summary:
         self._with_fallback = 0
         self._dropped: Counter[str] = Counter()
         self._failed: Counter[str] = Counter()
+        self._kept = 0
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
@@ -41,6 +45,7 @@ class Summary:
         crawler.signals.connect(summary.item_scraped, signals.item_scraped)
         crawler.signals.connect(summary.item_dropped, signals.item_dropped)
         crawler.signals.connect(summary.item_error, signals.item_error)
+        crawler.signals.connect(summary.item_dead_lettered, item_dead_lettered)
         crawler.signals.connect(summary.spider_closed, signals.spider_closed)
         return summary
 
@@ -63,13 +68,18 @@ class Summary:
         assert error is not None
         where = f"at {step_of(error) or 'a pipeline'}: {error or type(error).__name__}"
         self._failed[where] += 1
-        logger.warning("Lost a book %s (%s)", where, getattr(item, "url", item))
+        logger.warning("A book failed %s (%s)", where, getattr(item, "url", item))
+
+    def item_dead_lettered(self) -> None:
+        """Count a book that failed and is kept."""
+        self._kept += 1
 
     def spider_closed(self, spider: Spider, reason: str) -> None:
         """Print the summary."""
-        print(self.text(getattr(spider, "lost_pages", 0), reason), flush=True)
+        arguments = getattr(spider, "arguments", {})
+        print(self.text(getattr(spider, "lost_pages", 0), arguments, reason), flush=True)
 
-    def text(self, lost_pages: int, reason: str = "finished") -> str:
+    def text(self, lost_pages: int, arguments: Mapping[str, str], reason: str) -> str:
         """Give the summary as text."""
         lines = [
             f"\nBooks stored        {len(self._stored):5}",
@@ -86,6 +96,13 @@ class Summary:
         history = price_history_path(self._crawler)
         if history.exists():
             lines.append(f"The prices so far are in {history} (JSON, a line each)")
+        if self._kept:
+            given = "".join(f" -a {shlex.quote(f'{k}={v}')}" for k, v in arguments.items())
+            lines += [
+                f"Dead letters kept   {self._kept:5}   to look at, edit or delete, and to replay:",
+                "    scrapy deferkit dead-letters",
+                f"    scrapy deferkit replay books{given}",
+            ]
         if reason != "finished":
             lines.append(f"The crawl ended before its time: {reason}")
         return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Whole crawls of the bookshop, each in a process of its own."""
+"""Whole crawls of the bookshop, in processes of their own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from scrapy_deferkit.deadletters import DeadLetter, DeadLetters
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "example_project"
 
-# Long enough for a busy machine, short enough for a page that never answers.
-# More than the stacks give a service, so that it is they who end the wait.
-QUICK = ("-s", "DOWNLOAD_TIMEOUT=3", "-s", "BOOKSHOP_SITE_DELAY=0.02")
+# Long enough for a busy machine, short enough for a page that never answers, which is waited for
+# once. More than the stacks give a service, so that it is they who end the wait.
+QUICK = """
+DOWNLOAD_TIMEOUT = 3
+RETRY_TIMES = 0
+BOOKSHOP_SITE_DELAY = 0.02
+"""
 ASYNCIO = ()
 TWISTED = ("-s", "TWISTED_REACTOR=twisted.internet.selectreactor.SelectReactor")
 NO_REACTOR = ("-s", "TWISTED_REACTOR_ENABLED=False")
@@ -30,6 +36,7 @@ class Crawl(NamedTuple):
     prices: list[dict[str, Any]]
     summary: str
     log: str
+    letters: list[DeadLetter]
 
     def rows_wherever(self) -> list[dict[str, Any]]:
         """Give the rows with the paths of addresses only: a site may be served at any port."""
@@ -44,32 +51,75 @@ class Crawl(NamedTuple):
 
 
 def crawl(folder: Path, *options: str, settings: str = "") -> Crawl:
-    """Run ``scrapy crawl books`` with *options*, its database in *folder*.
+    """Run ``scrapy crawl books`` with *options*, its database and dead letters in *folder*.
 
     *settings* are lines of Python that change those of the project.
     """
-    database = folder / "books.db"
-    environment = dict(os.environ)
-    if settings:
-        lines = f"from bookshop.settings import *\n{settings}\n"
-        (folder / "changed_settings.py").write_text(lines, encoding="utf-8")
-        paths = [str(folder), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        environment["SCRAPY_SETTINGS_MODULE"] = "changed_settings"
-    command = [sys.executable, "-m", "scrapy", "crawl", "books", "-a", f"db={database}", *options]
+    return _run_scrapy(folder, ["crawl", "books"], options, settings, code=0)
+
+
+def replay(folder: Path, *options: str, settings: str = "", code: int) -> Crawl:
+    """Run ``scrapy deferkit replay books`` in the *folder* of a crawl; it is to end with *code*."""
+    return _run_scrapy(folder, ["deferkit", "replay", "books"], options, settings, code)
+
+
+def crawl_several(settings: dict[Path, str], books: int) -> dict[Path, Crawl]:
+    """Run a crawl for each folder with its settings, on asyncio, all in one process."""
+    for folder, lines in settings.items():
+        _change_settings(folder, lines)
+    command = [str(Path(__file__).with_name("several.py")), str(books), *map(str, settings)]
+    ended = _run(command, {"PYTHONPATH": _path(PROJECT)}, code=0)
+    return {folder: _left_in(folder, ended) for folder in settings}
+
+
+def _run_scrapy(
+    folder: Path, command: list[str], options: tuple[str, ...], settings: str, code: int
+) -> Crawl:
+    _change_settings(folder, settings)
+    places = {"PYTHONPATH": _path(folder), "SCRAPY_SETTINGS_MODULE": "changed_settings"}
+    command = ["-m", "scrapy", *command, "-a", f"db={folder / 'books.db'}", *options]
+    return _left_in(folder, _run(command, places, code))
+
+
+def _change_settings(folder: Path, lines: str) -> None:
+    letters = f"DEFERKIT_DEAD_LETTERS_URL = {_letters(folder)!r}"
+    text = f"from bookshop.settings import *\n{letters}\n{lines}\n"
+    (folder / "changed_settings.py").write_text(text, encoding="utf-8")
+
+
+def _letters(folder: Path) -> str:
+    return f"sqlite:///{folder / 'letters.sqlite'}"
+
+
+def _path(folder: Path) -> str:
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+
+
+def _run(
+    arguments: list[str], environment: dict[str, str], code: int
+) -> subprocess.CompletedProcess[str]:
     ended = subprocess.run(
-        command,
+        [sys.executable, *arguments],
         cwd=PROJECT,
-        env=environment,
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         encoding="utf-8",
         timeout=120,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    prices = read_prices(folder / "books.prices.jsonl")
-    return Crawl(read_rows(database), prices, ended.stdout, ended.stderr)
+    assert ended.returncode == code, ended.stderr
+    return ended
+
+
+def _left_in(folder: Path, ended: subprocess.CompletedProcess[str]) -> Crawl:
+    letters = DeadLetters(_letters(folder))
+    try:
+        kept = list(letters.select())
+    finally:
+        letters.close()
+    rows, prices = read_rows(folder / "books.db"), read_prices(folder / "books.prices.jsonl")
+    return Crawl(rows, prices, ended.stdout, ended.stderr, kept)
 
 
 def read_rows(database: Path) -> list[dict[str, Any]]:
@@ -95,6 +145,7 @@ def troubles_in(log: str) -> list[str]:
     # Scrapy says at each start that its download handler for no reactor is an experiment; in older
     # versions it cannot be told to give up a request more quietly.
     expected = re.compile(
-        r"WARNING: (Lost a book|Cannot have|AiohttpDownloadHandler|HttpxD)|ERROR: Gave up retrying"
+        r"WARNING: (A book failed|Cannot have|AiohttpDownloadHandler|HttpxD)"
+        r"|ERROR: Gave up retrying"
     )
     return [line for line in log.splitlines() if line.strip() and not expected.search(line)]

@@ -18,6 +18,7 @@ from bookshop.downloads import SERVICE, forget_second_try, refuse_outage, try_ot
 from bookshop.errors import IncompletePage, ServiceBusy, ServiceFailed, UnreadableText
 from bookshop.items import Book, Ebook, Offer, Review
 from bookshop.pipelines import LabelPipeline
+from bookshop.services import FetchTax
 from scrapy_deferkit.testing import mock_crawler, run_stack
 
 
@@ -91,6 +92,18 @@ def test_advertising_is_no_review() -> None:
         processors.check_review(Review("x", "see http://x.invalid", 5))
     with pytest.raises(UnreadableText):
         processors.check_review(Review("x", "fine", 6))
+
+
+async def test_a_book_whose_tax_is_not_known_is_not_sold(book: Book) -> None:
+    class NobodyKnows(FetchTax):
+        async def ask(self, url: str) -> None:
+            return None
+
+    fetch = NobodyKnows(mock_crawler())
+    assert (await fetch(book)).tax_percent is None  # a site without a register
+    book.tax_url = "http://shop.example/api/tax/1.json"
+    with pytest.raises(ServiceFailed, match="nobody knows the tax on 1"):
+        await fetch(book)
 
 
 def test_our_own_offer_wants_a_price(book: Book) -> None:

@@ -116,6 +116,13 @@ def test_a_service_that_is_down_stays_down(site: Site) -> None:
     assert [reviews_of(site, "reviews_down")[0] for _ in range(2)] == [503, 503]
 
 
+def test_the_tax_register_answers_503_for_some_books(site: Site) -> None:
+    down = volume_in(site, "tax_down")
+    up = next(volume for volume in site.catalogue.volumes if volume.troubles == set())
+    statuses = [get(site, f"api/tax/{volume.upc}.json")[0] for volume in (down, down, up)]
+    assert statuses == [503, 503, 200]
+
+
 def test_a_book_may_have_no_reviews(site: Site) -> None:
     assert reviews_of(site, "reviews_missing")[0] == 404
 

@@ -32,6 +32,8 @@ DEFAULT_TROUBLES: Mapping[str, float] = {
     # The offers of other sellers.
     "offers_broken": 0.05,  # no JSON
     "unknown_seller": 0.05,
+    # The tax register.
+    "tax_down": 0.04,  # 503 for as long as the site is served
 }
 """Each trouble, and the part of the books that is in it: at least one book, unless it is 0."""
 
@@ -53,6 +55,7 @@ _GROUPS = (
         "reviews_stuck",
     ),
     ("offers_broken", "unknown_seller"),
+    ("tax_down",),
 )
 
 _EBOOK_EVERY = 6  # books, one is an e-book

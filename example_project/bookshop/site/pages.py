@@ -152,6 +152,7 @@ def _detail(catalogue: Catalogue, volume: Volume) -> str:
 <section>
     <div id="reviews" class="sub-header" data-source="{root}api/reviews/{volume.upc}.json"></div>
     <div id="offers" class="sub-header" data-source="{root}api/offers/{volume.upc}.json"></div>
+    <div id="tax" class="sub-header" data-source="{root}api/tax/{volume.upc}.json"></div>
 </section>
 </article></div></div>""",
     )

@@ -137,6 +137,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(HTTPStatus.OK, _HTML, b"<h1>Back soon</h1>")
             else:
                 self._answer_json(volume.offers)
+        elif kind == "tax" and key in self.server.by_upc:
+            volume = self.server.by_upc[key]
+            if "tax_down" in volume.troubles:
+                self._answer_json({"error": "closed"}, HTTPStatus.SERVICE_UNAVAILABLE)
+            else:
+                self._answer_json({"percent": 20 if volume.file else 0})
         elif kind == "reviews" and key in self.server.by_upc:
             self._serve_reviews(key)
         else:

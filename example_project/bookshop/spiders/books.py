@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
 from scrapy import Request, Spider
+from scrapy.crawler import Crawler
 from scrapy.http import Response
 from scrapy.spidermiddlewares.httperror import HttpError
 from twisted.python.failure import Failure
@@ -14,12 +16,20 @@ from bookshop.downloads import FRESH
 from bookshop.items import Book, Ebook
 from bookshop.site import Site, serve
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class BooksSpider(Spider):
     """Crawl a copy of books.toscrape.com, or a local site with the same pages.
 
     Arguments: ``site`` (the URL of a copy; without it the local site is started), ``books`` and
     ``seed`` (of the local site), ``db`` (the SQLite file).
+
+    A replay of dead letters starts the local site as well, as it is on the morning after: its tax
+    register is up again, unless ``BOOKSHOP_SITE_TROUBLES`` says otherwise. What a page lacked is
+    still lacking, until somebody has put it into the letter. A replay wants the arguments that the
+    crawl had: another ``seed`` is a site with other books.
     """
 
     name = "books"
@@ -33,23 +43,49 @@ class BooksSpider(Spider):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.root = site
-        self.books = _number("books", books)
-        self.seed = _number("seed", seed)
+        # As they were given: so a dead letter has them, to be shown with it.
+        self.site = site
+        self.books = books
+        self.seed = seed
         self.db = db
         self.lost_pages = 0
+        self.arguments: dict[str, str] = {}
         self._local_site: Site | None = None
 
-    async def start(self) -> AsyncIterator[Request]:
-        """Ask for the front page, of the local site where no other was given."""
-        if not self.root:
-            self._local_site = serve(
-                self.books,
-                self.seed,
-                delay=self.settings.getfloat("BOOKSHOP_SITE_DELAY", 0.3),
-                troubles=self.settings.getdict("BOOKSHOP_SITE_TROUBLES"),
+    @classmethod
+    def from_crawler(cls, crawler: Crawler, *args: Any, **kwargs: Any) -> Self:
+        """Build the spider, and start the local site where no other was given.
+
+        Not in :meth:`start`, which a replay does not run.
+        """
+        spider = super().from_crawler(crawler, *args, **kwargs)
+        spider.arguments = kwargs
+        if not spider.site:
+            settings = crawler.settings
+            is_replay = settings.get("DEFERKIT_REPLAY") is not None
+            over = {"tax_down": 0.0} if is_replay else {}
+            spider._local_site = serve(
+                _number("books", spider.books),
+                _number("seed", spider.seed),
+                delay=settings.getfloat("BOOKSHOP_SITE_DELAY", 0.3),
+                troubles={**over, **settings.getdict("BOOKSHOP_SITE_TROUBLES")},
             )
-            self.root = self._local_site.url
+        return spider
+
+    @property
+    def root(self) -> str:
+        """The URL of the site's front page."""
+        return self.site or (self._local_site.url if self._local_site else "")
+
+    def address_now(self, url: str) -> str:
+        """Give *url* at the port that the local site has now.
+
+        A book that comes back from the dead letters has the addresses of its own crawl.
+        """
+        return url if self.site else urljoin(self.root, urlsplit(url).path)
+
+    async def start(self) -> AsyncIterator[Request]:
+        """Ask for the front page."""
         yield Request(self.root, self.parse_front_page, errback=self.lose_page)
 
     def closed(self, reason: str) -> None:
@@ -97,6 +133,7 @@ class BooksSpider(Spider):
             stock_text=" ".join(main.css(".availability::text").getall()).strip(),
             reviews_url=response.css("#reviews").attrib.get("data-source", ""),
             offers_url=response.css("#offers").attrib.get("data-source", ""),
+            tax_url=response.css("#tax").attrib.get("data-source", ""),
         )
         if table.get("Product Type") == "E-books":
             book = Ebook(**vars(book), file_text=table.get("File", ""))
