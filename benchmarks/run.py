@@ -27,12 +27,15 @@ class Form(NamedTuple):
     processes: int
     rounds: int
     crawls: int  # rounds of what is a whole crawl
+    share_of_crawl: float  # of its pages or items
     seconds: float  # that one measurement takes, at least
     share_of_target: float
 
 
-FULL = Form(processes=5, rounds=12, crawls=3, seconds=0.05, share_of_target=1.0)
-SHORT = Form(processes=2, rounds=7, crawls=1, seconds=0.02, share_of_target=0.5)
+FULL = Form(processes=3, rounds=12, crawls=4, share_of_crawl=1.0, seconds=0.05, share_of_target=1.0)
+SHORT = Form(
+    processes=2, rounds=7, crawls=1, share_of_crawl=0.25, seconds=0.02, share_of_target=0.5
+)
 
 
 async def calibrate(measure: Measurement, seconds: float) -> tuple[int, float]:
@@ -51,7 +54,7 @@ async def measure_in_turn(compared: Comparison, form: Form) -> list[pyperf.Bench
         calibrated = {side: await calibrate(measures[side], form.seconds) for side in SIDES}
     else:
         rounds = form.crawls
-        loops = compared.loops
+        loops = int(compared.loops * form.share_of_crawl)
         calibrated = {side: (loops, await measures[side](loops) / loops) for side in SIDES}
     values: dict[str, list[float]] = {side: [] for side in SIDES}
     for number in range(rounds):
@@ -121,7 +124,7 @@ def show(suite: pyperf.BenchmarkSuite, chosen: list[Comparison], form: Form) -> 
         is_enough = is_enough and is_near
         times = "".join(f"{in_microseconds(side):>17}" for side in (ours, peer))
         print(
-            f"{compared.what:<86}{times}{ratio:>8.2f}{compared.target:>8.1f}"
+            f"{compared.what:<86}{times}{ratio:>8.2f}{compared.target:>8.2f}"
             f"{'' if is_near else '  TOO SLOW'}"
         )
     share = "" if form.share_of_target == 1 else f"; {form.share_of_target:.0%} of it is enough"
