@@ -23,12 +23,14 @@ LONGEST = 0.5
 
 def kill_and_check(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     seed = random.randrange(1_000_000)
-    killed = [job.kill_after(moment) for moment in random_moments(seed, KILLS // JOBS, LONGEST)]
-    assert all(killed), f"seed {seed}: the crawl ended before it was killed"
+    moments = random_moments(seed, KILLS // JOBS, LONGEST)
+    for moment in moments:
+        was_killed = job.kill_after(moment)
+        assert was_killed, f"seed {seed}: the crawl ended before it was killed\n{job.log}"
     job.finish()
     told = job.check()
     with capsys.disabled():
-        print(f"\n{job.plan['runtime']}, seed {seed}, {len(killed)} kills: {told}")
+        print(f"\n{job.plan['runtime']}, seed {seed}, {len(moments)} kills: {told}")
 
 
 def test_killed_at_random_moments_a_crawl_loses_nothing(
