@@ -1,4 +1,4 @@
-"""The project of these tests, and the command in this process."""
+"""The project of these tests, the command in this process, and a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scrapy.settings import Settings
 
 from scrapy_deferkit.deadletters import DeadLetters
 
+from ..postgres import postgres as postgres  # noqa: PLC0414
 from .project import Project
 
 
