@@ -12,7 +12,6 @@ import pytest
 
 from scrapy_deferkit.deadletters import DeadLetters
 
-from ..postgres import postgres as postgres  # noqa: PLC0414
 from .project import Project, failed
 
 pytestmark = pytest.mark.crawl
