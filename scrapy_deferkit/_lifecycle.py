@@ -113,7 +113,7 @@ def close_spider(crawler: Crawler, reason: str) -> None:
     Without a crawl there is nothing to close.
     """
     engine = engine_of(crawler)
-    if engine is None:
+    if engine is None or is_closing(crawler):
         return
     spawn(
         engine.close_spider_async(reason=reason),

@@ -88,6 +88,23 @@ class Timer:
             self._call.cancel()
 
 
+class Repeated:
+    """A call of *function* every *interval* seconds, until it is cancelled."""
+
+    def __init__(self, interval: float, function: Callable[[], object]) -> None:
+        self._interval = interval
+        self._function = function
+        self._timer = Timer(interval, self._call)
+
+    def _call(self) -> None:
+        self._timer = Timer(self._interval, self._call)
+        self._function()
+
+    def cancel(self) -> None:
+        """Call no more."""
+        self._timer.cancel()
+
+
 async def sleep(seconds: float) -> None:
     """Wait for *seconds* of the clock; cancelled, it leaves no timer behind."""
     if seconds <= 0:
@@ -118,8 +135,10 @@ def is_asked_for(cancellation: BaseException) -> bool:
     Only asyncio can tell, from Python 3.11 on: a ``CancelledError`` in a task that nobody has
     cancelled comes from something that the task was waiting for.
     """
-    if not isinstance(cancellation, asyncio.CancelledError) or not uses_asyncio():
+    if not isinstance(cancellation, asyncio.CancelledError):
         return True
+    if not uses_asyncio():
+        return False  # there, nobody is cancelled so
     cancelling = getattr(asyncio.current_task(), "cancelling", None)
     return cancelling is None or cancelling() > 0
 

@@ -10,16 +10,18 @@ from scrapy.exceptions import CloseSpider, DropItem
 from twisted.internet.defer import DeferredLock
 
 from ._engine import Steps, granted
-from ._runtime import CANCELLED
+from ._runtime import CANCELLED, is_asked_for
 from .defer import process_chain_async
 from .exceptions import (
     ClosingError,
     DeferKitError,
     NoItemReturned,
     StackConfigError,
+    StepAborted,
     StepCancelled,
     mark_step,
     step_of,
+    text_of,
 )
 from .processor import (
     Step,
@@ -356,6 +358,23 @@ def cancelled_from_within(error: BaseException | None) -> StepCancelled:
     if error is not None and (path := step_of(error)) is not None:
         mark_step(replacement, path)
     return replacement
+
+
+def contained(error: BaseException) -> Exception | None:
+    """Give the failure that *error*, from a step, is to its item; ``None`` where it has to pass.
+
+    What has to pass is a cancellation that was asked for, and what ends the process or the
+    coroutine. All else that is no ``Exception`` Scrapy would let through, and lose the item.
+    """
+    if isinstance(error, CANCELLED):
+        return None if is_asked_for(error) else cancelled_from_within(error)
+    if isinstance(error, Exception):
+        return error
+    if isinstance(error, (GeneratorExit, KeyboardInterrupt, SystemExit)):
+        return None
+    aborted = StepAborted(f"the step raised {type(error).__name__}: {text_of(error)}")
+    aborted.__cause__ = error
+    return aborted
 
 
 def refuse_passing(on: Any, owner: str) -> None:

@@ -6,6 +6,7 @@ import difflib
 import logging
 from typing import TYPE_CHECKING
 
+from scrapy.settings import SETTINGS_PRIORITIES
 from scrapy.utils.misc import load_object
 
 from ._config import SETTINGS, Config
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NEXT_TO_THE_ENGINE = -1_000_000
+
+_SET = {
+    "ITEM_PROCESSOR": "scrapy_deferkit.DeferKitItemProcessor",
+    "DEFERKIT_DEAD_LETTERS": True,
+    "DEFERKIT_REPORT": True,
+}
 
 
 class Addon:
@@ -35,9 +42,9 @@ class Addon:
         Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where a setting is wrong.
         """
         _warn_of_unknown(settings)
-        settings.set("ITEM_PROCESSOR", "scrapy_deferkit.DeferKitItemProcessor", "addon")
-        settings.set("DEFERKIT_DEAD_LETTERS", True, "addon")
-        settings.set("DEFERKIT_REPORT", True, "addon")
+        for name, value in _SET.items():
+            if (settings.getpriority(name) or 0) < SETTINGS_PRIORITIES["addon"]:
+                settings.set(name, value, "addon")
         # Next to the engine: behind it, no middleware changes which items there are.
         settings.setdefault_in_component_priority_dict(
             "SPIDER_MIDDLEWARES", DeliverySpiderMiddleware, _NEXT_TO_THE_ENGINE

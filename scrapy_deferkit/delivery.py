@@ -23,7 +23,7 @@ from ._letterbox import LetterBox
 from ._lifecycle import close_spider
 from ._runtime import Timer, spawn
 from .codec import Codec, Encoded
-from .exceptions import step_of
+from .exceptions import step_of, text_of
 from .journal import Journal, JournalError, JournalInUse, JournalTooNew
 from .merge import copy_item
 from .signals import item_dead_lettered
@@ -98,7 +98,7 @@ class Delivery:
         self.journal: Journal | None = None
         self.letters = LetterBox(crawler, config)
         self._on_their_way: dict[int, Stay] = {}
-        self._moving: dict[int, tuple[Any, Stay]] = {}
+        self._moving: dict[int, list[Stay]] = {}
         self._run = uuid.uuid4().hex
         self._numbers = itertools.count(1)
         self._open_stays = 0
@@ -160,7 +160,7 @@ class Delivery:
         Its row is written while Scrapy has others to process, so that it seldom has to be waited
         for.
         """
-        before = self._moving.pop(id(item), (None, None))[1] if self._moving else None
+        before = self._moved(item) if self._moving else None
         stay = self._begin(PIPELINES, item, page_url, before=before, **known)
         stay.item = item
         last = self._on_their_way.setdefault(id(item), stay)
@@ -171,18 +171,32 @@ class Delivery:
 
     def moves(self, item: Any, stay: Stay) -> None:
         """Take note that *item* has left the spider middleware's stack, for the pipelines."""
-        self._moving[id(item)] = item, stay
+        stay.item = item
+        self._moving.setdefault(id(item), []).append(stay)  # one object may be yielded many times
         self.leave()
+
+    def _moved(self, item: Any) -> Stay | None:
+        moving = self._moving.get(id(item))
+        if moving is None:
+            return None
+        stay = moving.pop(0)
+        if not moving:
+            del self._moving[id(item)]
+        stay.item = None
+        return stay
 
     def is_moving(self, item: Any, stay: Stay) -> bool:
         """Tell whether *item* has left the stack and not come to the engine."""
-        return self._moving.get(id(item), (None, None))[1] is stay
+        return any(each is stay for each in self._moving.get(id(item), ()))
 
     def forget_moving(self, item: Any, stay: Stay) -> None:
         """Let the row go of an item that left the stack and never came to the engine."""
-        if self.is_moving(item, stay):
-            del self._moving[id(item)]
+        moving = self._moving.pop(id(item), [])
+        if stay in moving:
+            moving.remove(stay)
             self._let_go(stay)
+        if moving:
+            self._moving[id(item)] = moving
 
     @property
     def keeps_rows(self) -> bool:
@@ -374,7 +388,7 @@ class Delivery:
             page_url=stay.page_url,
             step=step_of(error),
             error_type=global_object_name(type(error)),
-            error=_text_of(error),
+            error=text_of(error)[:_LONGEST_TEXT],
             traceback=_traceback_of(error),
             at=datetime.now(timezone.utc),
         )
@@ -439,16 +453,9 @@ def _arguments_of(spider: Any) -> dict[str, str]:
     }
 
 
-def _text_of(error: Exception) -> str:
-    try:
-        return str(error)[:_LONGEST_TEXT]
-    except Exception:
-        return f"(a {type(error).__name__} that has no text)"
-
-
 def _traceback_of(error: Exception) -> str:
     try:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     except Exception:
-        text = _text_of(error)
+        text = text_of(error)
     return text[-_LONGEST_TEXT:]

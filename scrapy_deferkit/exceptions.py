@@ -30,6 +30,10 @@ class StepCancelled(DeferKitError):
     """A step ended with a cancellation that nobody above it had asked for."""
 
 
+class StepAborted(DeferKitError):
+    """A step raised what is no ``Exception``, which Scrapy would let pass and lose the item."""
+
+
 class StepTimeout(DeferKitError, TimeoutError):
     """A step took longer than its ``Timeout`` allows: ``step`` and ``seconds`` tell."""
 
@@ -94,7 +98,10 @@ def step_of(error: BaseException) -> str | None:
 
     ``None`` for an exception that no stack has seen.
     """
-    step: str | None = getattr(error, _STEP, None)
+    try:
+        step: str | None = getattr(error, _STEP, None)
+    except Exception:  # of an exception class with attributes of its own making
+        return None
     return step
 
 
@@ -104,12 +111,12 @@ def mark_step(error: BaseException, path: str) -> None:
     A later call replaces what an earlier one noted, so an exception object that is raised
     again and again does not gather notes.
     """
-    notes = getattr(error, "__notes__", [])
-    kept = [note for note in notes if note != _note(step_of(error))]
     try:
+        notes = getattr(error, "__notes__", [])
+        kept = [note for note in notes if note != _note(step_of(error))]
         setattr(error, _STEP, path)
         error.__notes__ = [*kept, _note(path)]
-    except (AttributeError, TypeError):
+    except Exception:
         # An exception class may refuse new attributes; the failure itself matters more.
         return
 
@@ -121,8 +128,17 @@ def add_notes(error: BaseException, notes: Iterable[str]) -> None:
         return
     try:
         error.__notes__ = [*getattr(error, "__notes__", []), *added]
-    except (AttributeError, TypeError):
+    except Exception:  # as in mark_step()
         return
+
+
+def text_of(error: BaseException) -> str:
+    """Give what *error* says, whatever its class does."""
+    try:
+        # Scrapy's CloseSpider says nothing by itself.
+        return str(error) or str(getattr(error, "reason", None) or "")
+    except Exception:
+        return f"(a {type(error).__name__} that has no text)"
 
 
 def _note(path: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 from collections import Counter, deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -35,11 +36,11 @@ from ._engine import (
     step_within,
 )
 from ._lifecycle import close_spider, engine_of
-from ._runtime import CANCELLED, Started, Timer, call_soon, is_asked_for, to_deferred
-from ._stack import cancelled_from_within
-from ._watchdog import GRACE, Watchdog
+from ._runtime import CANCELLED, Repeated, Started, Timer, call_soon, to_deferred
+from ._stack import contained
+from ._watchdog import FIRST_WARNING, GRACE, Watchdog
 from .delivery import Delivery
-from .exceptions import ClosingError, StepTimeout, mark_step, step_of
+from .exceptions import ClosingError, StepTimeout, mark_step, step_of, text_of
 from .processor import is_stack
 from .stats import FOLD_AT, StepStats
 
@@ -101,7 +102,6 @@ class DeferKitItemProcessor(ItemPipelineManager):
         self._timeout = config.item_timeout
         self._watchdog: Watchdog[_Visit] = Watchdog(self._timeout)
         self._limit = config.max_failed_items
-        self._is_windowed = self._limit is not None and self._limit.of_last is not None
         self._ended = 0
         self._failures: deque[int] = deque()
         self._delivery: Delivery | None = None
@@ -110,13 +110,16 @@ class DeferKitItemProcessor(ItemPipelineManager):
         self._inside = 0
         self._emptied: Gate | None = None
         self._rechecking: Timer | None = None
-        self._publishing: Timer | None = None
+        self._publishing: Repeated | None = None
         self._publish_interval = 0.0
         if self._stats is not None:
             self._stats.before_reading = self._note_inside
         if crawler is not None:
             self._publish_interval = crawler.settings.getfloat("LOGSTATS_INTERVAL")
             crawler.signals.connect(self._on_item_error, signals.item_error)
+            if self._limit is not None and self._limit.of_last is not None:
+                for signal in (signals.item_scraped, signals.item_dropped, signals.item_error):
+                    crawler.signals.connect(self._on_item_ended, signal)
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Any:
@@ -136,11 +139,13 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 number += 1
                 name = f"{kind}#{number}"
             taken.add(name)
+            bound = getattr(pipeline, "bound", None)
+            root: str = getattr(bound, "path", "") if is_stack(bound) else ""
             yield _Pipeline(
                 name,
                 self._adapted(method, pipeline),
-                is_stack(getattr(pipeline, "bound", None)),
-                None if self._stats is None else self._stats.add(name.__str__),
+                bool(root),
+                None if self._stats is None else self._stats.add(name.__str__, root),
             )
 
     def _adapted(self, method: Callable[..., Any], pipeline: Any) -> Callable[[Any], Any]:
@@ -175,7 +180,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             if self._delivery is not None:
                 await self._delivery.close()
             raise
-        self._publish_every(self._publish_interval)
+        if self._stats is not None and self._publish_interval > 0:
+            self._publishing = Repeated(self._publish_interval, self._stats.publish)
         if self.crawler is not None and engine_of(self.crawler) is not None:
             self._recheck()
 
@@ -216,7 +222,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
     async def _process(self, item: Any) -> Any:
         slots = self._slots
         visit: _Visit | None = None
-        holds_slot = slots is not None and not slots.tokens
+        holds_slot = slots is not None and not slots.tokens and not _is_nested()
         if holds_slot:
             await self._wait_for_slot()
         as_entered = None if self._copy is None else self._copy(item)
@@ -242,7 +248,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 waiting = work.send(None)
             except StopIteration as done:
                 return done.value
-            if not holds_slot:
+            if not holds_slot and not _is_nested():
                 holds_slot = True
                 self._take_slot()
             visit = _Visit(work, waiting)
@@ -264,8 +270,6 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 self._watchdog.end(visit)
             if holds_slot:
                 self._give_slot_back()
-            if self._is_windowed:
-                self._ended += 1
 
     def _keep(self, as_entered: Any, item: Any, failure: Exception) -> None:
         if self._delivery is not None and not isinstance(failure, DropItem):
@@ -327,13 +331,13 @@ class DeferKitItemProcessor(ItemPipelineManager):
         if visit is not None and expired_at is not None:
             error = StepTimeout(visit.expired_in, self._timeout)
             mark_step(error, visit.expired_in)
-        elif not isinstance(error, Exception) and isinstance(error, CANCELLED):
-            if is_asked_for(error):
+        elif not isinstance(error, Exception):
+            failure = contained(error)
+            if failure is None:
                 if record is not None:
                     record.cancelled += 1
                 return error
-            # Scrapy would take it for its own, and lose the item unheard.
-            error = cancelled_from_within(error)
+            error = failure
         elif isinstance(error, StopIteration):
             error = not_stopping(error)
         if isinstance(error, DropItem):
@@ -347,6 +351,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
         if isinstance(error, CloseSpider) and self.crawler is not None:
             close_spider(self.crawler, error.reason or "cancelled")
         return error
+
+    def _on_item_ended(self) -> None:
+        self._ended += 1
 
     def _on_item_error(self) -> None:
         crawler, limit = self.crawler, self._limit
@@ -411,42 +418,42 @@ class DeferKitItemProcessor(ItemPipelineManager):
             raise ClosingError("ITEM_PIPELINES", errors)
 
     async def _close_pipelines(self, errors: list[BaseException]) -> None:
-        begun: list[tuple[Any, Any]] = []
+        begun: dict[str, Deferred[Any]] = {}
         for method in self.methods["close_spider"]:
             assert method is not None
+            has_name = hasattr(method, "__qualname__")
+            name = global_object_name(method) if has_name else repr(method)
             wants_spider = method in self._mw_methods_requiring_spider
             try:
                 result: Any = method(self._spider) if wants_spider else method()
                 if is_pending(result):
-                    result = to_deferred(result)
+                    deferred: Deferred[Any] = to_deferred(result)
+                    begun[name] = deferred.addErrback(self._note_failed_close, name, errors)
             except _ERRORS:
-                result = Failure()
-            begun.append((method, result))
-        for method, result in begun:
-            outcome = await settled(result) if isinstance(result, Deferred) else result
-            if isinstance(outcome, Failure):
-                assert outcome.value is not None
-                errors.append(outcome.value)
-                self._log_failed_close(method, outcome.value)
+                self._note_failed_close(Failure(), name, errors)
+        warning = self._warn_while_closing(begun)
+        try:
+            for deferred in begun.values():
+                await settled(deferred)
+        finally:
+            warning.cancel()
 
-    def _log_failed_close(self, method: Any, error: BaseException) -> None:
+    def _note_failed_close(self, failure: Failure, name: str, errors: list[BaseException]) -> None:
+        error = failure.value
+        assert error is not None
+        errors.append(error)
         if self.crawler is not None:
             self.crawler.stats.inc_value("deferkit/pipelines/failed_to_close")
         extra = {"spider": self._spider}
-        has_name = hasattr(method, "__qualname__")
-        name = global_object_name(method) if has_name else repr(method)
-        logger.error("%s failed: %s", name, error, exc_info=error, extra=extra)
+        logger.error("%s failed: %s", name, text_of(error), exc_info=error, extra=extra)
 
-    def _publish_every(self, interval: float) -> None:
-        if self._stats is None or interval <= 0:
-            return
+    def _warn_while_closing(self, begun: dict[str, Deferred[Any]]) -> Repeated:
+        def warn() -> None:
+            names = ", ".join(name for name, deferred in begun.items() if not deferred.called)
+            extra = {"spider": self._spider}
+            logger.warning("The spider waits for %s to end", names, extra=extra)
 
-        def publish() -> None:
-            assert self._stats is not None
-            self._stats.publish()
-            self._publish_every(interval)
-
-        self._publishing = Timer(interval, publish)
+        return Repeated(FIRST_WARNING, warn)
 
     def _note_inside(self) -> None:
         """Let the records know how many items are in each pipeline."""
@@ -508,6 +515,18 @@ class _Visit(Started):
 
     def _log(self, level: int, message: str, *args: object) -> None:
         logger.log(level, message, *args, extra={"spider": self.processor._spider})
+
+
+def _is_nested() -> bool:
+    """Tell whether a pipeline awaits the item that has just come: its own item's slot is for both.
+
+    With a slot of its own the one would wait for the other for ever, once all slots are taken.
+    """
+    ours = sys._getframe(1)
+    frame = ours.f_back
+    while frame is not None and frame.f_code is not ours.f_code:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _timing(

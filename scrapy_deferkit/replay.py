@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError
 
 from ._engine import resolve
 from ._lifecycle import close_spider, has_other_work, is_closing
-from ._runtime import Timer, sleep
+from ._runtime import Timer, now, sleep, spawn
 from .defer import parallel_async
 from .delivery import SPIDER_STACK, Delivery, delivery_of
 from .exceptions import DeferKitError
@@ -199,6 +199,8 @@ class Replay(Inputs):
         self._order = order
         self._held: set[str] = set()
         self._renewal: Timer | None = None
+        self._lasts_until = 0.0
+        """When the leases of the letters that have not begun may end, by the clock."""
 
     async def _run(self, _: object) -> None:
         self._renew_later()
@@ -220,17 +222,29 @@ class Replay(Inputs):
         left = order.limit
         while left is None or left > 0:
             number = _PAGE if left is None else min(_PAGE, left)
+            asked_at = now()
             some = await letters.patiently(
                 lambda store: store.take(order.selection, number, letters.owner, order.lease)  # noqa: B023
             )
             if not some:
-                return
+                if not self._held:
+                    return
+                # While its last ones are in work, the lease of a replay that died may end.
+                while self._held:
+                    if is_closing(self._crawler):
+                        return
+                    await sleep(_LOOK_AGAIN_AFTER)
+                continue
             left = None if left is None else left - len(some)
             self._held.update(letter.id for letter in some)
+            self._lasts_until = asked_at + order.lease
             for letter in some:
                 if is_closing(self._crawler):  # Ctrl-C, say: the others stay for another time
                     return
-                yield letter
+                if now() >= self._lasts_until:  # the process was stopped, or its loop blocked
+                    await self._renew()
+                if letter.id in self._held:  # else another replay has it
+                    yield letter
 
     async def _process_one(self, letter: DeadLetter) -> None:
         delivery = self._delivery
@@ -244,14 +258,32 @@ class Replay(Inputs):
             self._held.discard(letter.id)
 
     def _renew_later(self) -> None:
-        self._renewal = Timer(self._order.lease / 3, self._renew)
+        self._renewal = Timer(self._order.lease / 3, self._renew_on_time)
 
-    def _renew(self) -> None:
-        letters, held, lease = self._delivery.letters, tuple(self._held), self._order.lease
+    def _renew_on_time(self) -> None:
         self._renew_later()
+        spawn(self._renew(), lambda failure: self._has_failed(failure.value))
+
+    async def _renew(self) -> None:
+        letters, held, lease = self._delivery.letters, frozenset(self._held), self._order.lease
         if held:
-            renewal = letters.call(lambda store: store.renew(letters.owner, held, lease))
-            renewal.addCallbacks(len, lambda failure: self._has_failed(failure.value))
+            asked_at = now()
+            ours = await letters.patiently(lambda store: store.renew(letters.owner, held, lease))
+            self._lasts_until = asked_at + lease
+            self._lose(held - ours)
+
+    def _lose(self, ids: frozenset[str]) -> None:
+        """Begin with none of *ids* that has not begun: another replay has taken it."""
+        lost = ids & self._held
+        if lost:
+            self._held -= lost
+            self._crawler.stats.inc_value("deferkit/replay/leases_lost", len(lost))
+            logger.warning(
+                "%d dead letters are no longer this replay's: their leases have ended, or they "
+                "have been deleted. Those in work may be delivered twice; give a longer --lease",
+                len(lost),
+                extra={"spider": self._crawler.spider},
+            )
 
 
 async def inputs_of(crawler: Crawler) -> Inputs | None:

@@ -11,7 +11,7 @@ from scrapy import signals
 from scrapy.exceptions import NotConfigured
 
 from ._config import Config
-from .exceptions import step_of
+from .exceptions import step_of, text_of
 from .stats import StepFigures, step_stats
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _MOST_KINDS = 200
 _SEVERAL = 16
 _SUGGESTED = 8
-_FEW_WAIT = 0.05
+_FEWEST_PAGES = 10
 _LONG_ENOUGH = 0.001
 
 
@@ -54,7 +54,7 @@ class Report:
             raise NotConfigured
         return cls(crawler)
 
-    def _on_error(self, failure: Failure, response: Response | None) -> None:
+    def _on_error(self, failure: Failure, response: Response | Failure | None) -> None:
         self._failed += 1
         error = failure.value
         assert error is not None
@@ -63,7 +63,7 @@ class Report:
         if kind not in self._kinds and len(self._kinds) >= _MOST_KINDS:
             kind = (step, type(error).__name__)  # messages that all differ say less
         self._kinds[kind] += 1
-        self._examples.setdefault(kind, getattr(response, "url", "no page: from start()"))
+        self._examples.setdefault(kind, _url_of(response))
 
     def _on_closed(self) -> None:
         logger.info("%s", self.text(), extra={"spider": self._crawler.spider})
@@ -95,10 +95,11 @@ class Report:
         """Suggest a smaller ``CONCURRENT_ITEMS`` where hardly any item waited in a pipeline."""
         settings = self._crawler.settings
         now = settings.getint("CONCURRENT_ITEMS")
-        pages = self._crawler.stats.get_value("response_received_count", 0)
-        items = self._crawler.stats.get_value("item_scraped_count", 0)
+        count = self._crawler.stats.get_value
+        pages = count("response_received_count", 0)
+        items = count("item_scraped_count", 0) + count("item_dropped_count", 0) + self._failed
         pipelines = [step for step in figures if "/" not in step.path]
-        if not pipelines or now <= _SEVERAL or not items or not pages:
+        if not pipelines or now <= _SEVERAL or not items or pages < _FEWEST_PAGES:
             return None
         waiting = max(step.p95 for step in pipelines)
         per_page = items / pages
@@ -113,8 +114,19 @@ class Report:
 
 
 def _described(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    lines = text_of(error).split("\n")
+    text = f"{type(error).__name__}: {next(filter(str.strip, lines), '').strip()}"
+    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:100])
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _url_of(response: Any) -> str:
+    """Give the page of an item; that of an errback's stands in the failure's request."""
+    if response is None:
+        return "no page: from start()"
+    request = getattr(response, "request", None)
+    url = getattr(response, "url", None) or getattr(request, "url", None) or "unknown"
+    return url if len(url) <= 100 else f"{url[:99]}…"
 
 
 def _in_time(seconds: float) -> str:
@@ -126,6 +138,7 @@ def _in_time(seconds: float) -> str:
 def _table_of_steps(figures: list[StepFigures]) -> str:
     # Times of nested steps are part of their stack's: shares are of what the pipelines took.
     total = sum(step.total for step in figures if "/" not in step.path)
+    has_cancelled = any(step.cancelled for step in figures)
     rows = [
         (
             step.path,
@@ -133,6 +146,7 @@ def _table_of_steps(figures: list[StepFigures]) -> str:
             str(step.ok),
             str(step.dropped),
             str(step.failed),
+            *([str(step.cancelled)] if has_cancelled else []),
             str(step.retried),
             f"{step.total / total:.0%}" if total else "-",
             _in_time(step.p50),
@@ -141,8 +155,9 @@ def _table_of_steps(figures: list[StepFigures]) -> str:
         )
         for step in sorted(figures, key=lambda step: step.path)
     ]
-    head = ("step", "in", "ok", "dropped", "failed", "retried", "time", "p50", "p95", "slowest")
-    return _drawn(head, rows)
+    cancelled = ["cancelled"] if has_cancelled else []
+    ends = ("step", "in", "ok", "dropped", "failed", *cancelled, "retried")
+    return _drawn((*ends, "time", "p50", "p95", "slowest"), rows)
 
 
 def _drawn(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

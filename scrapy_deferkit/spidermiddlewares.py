@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
@@ -15,8 +16,8 @@ from twisted.python.failure import Failure
 from ._config import Config, blaming
 from ._engine import ordered
 from ._lifecycle import Lifecycle, close_spider, is_closing
-from ._runtime import CANCELLED, is_asked_for, spawn, to_deferred
-from ._stack import cancelled_from_within
+from ._runtime import spawn, to_deferred
+from ._stack import contained
 from .delivery import delivery_of
 from .exceptions import StepCancelled
 from .processor import stack_at
@@ -57,6 +58,8 @@ class StackSpiderMiddleware:
     def __init__(self, crawler: Crawler, bound: Stack, concurrency: int) -> None:
         self._crawler = crawler
         self._bound = bound
+        counts = Config.from_settings(crawler.settings).step_stats
+        self._record = StepStats.of(crawler).add(lambda: bound.path) if counts else None
         self._concurrency = concurrency
         self._inside: dict[int, tuple[Response, dict[int, _Inside]]] = {}
         crawler.signals.connect(self._on_spider_error, signals.spider_error)
@@ -160,18 +163,19 @@ class StackSpiderMiddleware:
                         await write.wait()
                     if write.error is not None:
                         delivery.note_untracked()
-            return number, await self._bound(item, response)
+            output = self._bound(item, response)
+            if self._record is not None:
+                output = self._record.wait(output, perf_counter(), lambda _: False)
+            return number, await output
         except DropItem as error:
             if inside.pop(number, None) is not None:
                 await self._drop(entered, response, error)
-        except CANCELLED as error:
-            if is_asked_for(error):
+        except BaseException as error:
+            failure = contained(error)
+            if failure is None:
                 raise
             if inside.pop(number, None) is not None:
-                await self._fail(entered, response, cancelled_from_within(error))
-        except Exception as error:
-            if inside.pop(number, None) is not None:
-                await self._fail(entered, response, error)
+                await self._fail(entered, response, failure)
                 if isinstance(error, CloseSpider):
                     close_spider(self._crawler, error.reason or "cancelled")
         return number, None

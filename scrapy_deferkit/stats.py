@@ -124,10 +124,11 @@ class StepFigures:
 class StepRecord:
     """The counts of one step."""
 
-    __slots__ = ("_path", "cancelled", "dropped", "failed", "inside", "work")
+    __slots__ = ("_path", "cancelled", "dropped", "failed", "inside", "root", "work")
 
-    def __init__(self, path: Callable[[], str]) -> None:
+    def __init__(self, path: Callable[[], str], root: str = "") -> None:
         self._path = path
+        self.root = root
         self.work = Latencies()
         self.inside = 0
         self.dropped = 0
@@ -194,7 +195,7 @@ class StepRecord:
 
     def joined_with(self, other: StepRecord) -> StepRecord:
         """Give the counts of both."""
-        joined = StepRecord(self._path)
+        joined = StepRecord(self._path, self.root)
         for record in (self, other):
             joined.work.add(record.work)
             for what in ("inside", "dropped", "failed", "cancelled"):
@@ -244,9 +245,12 @@ class StepStats:
             vars(crawler)[WATCH] = stats._watch
         return stats
 
-    def add(self, path: Callable[[], str]) -> StepRecord:
-        """Give the record of another step, whose path *path* tells."""
-        record = StepRecord(path)
+    def add(self, path: Callable[[], str], root: str = "") -> StepRecord:
+        """Give the record of another step, whose path *path* tells.
+
+        Where a stack is all there is in it, *root* is the stack's name: its retries count here.
+        """
+        record = StepRecord(path, root)
         self._records.append(record)
         return record
 
@@ -291,9 +295,11 @@ class StepStats:
         for record in self._records:
             path = record.path
             records[path] = records[path].joined_with(record) if path in records else record
-        retried = self._crawler.stats.get_value
+        count = self._crawler.stats.get_value
         return [
-            record.figures(retried(f"deferkit/{path}/retried", 0))
+            record.figures(
+                sum(count(f"deferkit/{each}/retried", 0) for each in {path, record.root or path})
+            )
             for path, record in records.items()
         ]
 

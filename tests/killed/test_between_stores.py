@@ -66,7 +66,7 @@ def test_dying_at_each_statement_of_a_crawl(
         died += 1
     with capsys.disabled():
         print(f"\n{died} deaths in a crawl: nothing lost")
-    assert died >= 5
+    assert died >= 2
 
 
 def test_dying_at_each_statement_of_a_recovery(
@@ -87,4 +87,4 @@ def test_dying_at_each_statement_of_a_recovery(
         died += 1
     with capsys.disabled():
         print(f"\n{died} deaths in a recovery: nothing lost")
-    assert died >= 4
+    assert died >= 2

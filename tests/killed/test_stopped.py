@@ -40,13 +40,13 @@ def test_a_crawl_that_is_asked_to_stop_ends_its_items_and_goes_on_later(
     number: signal.Signals,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    job = make_job(of_each_runtime, 400, has_stack=True)
+    job = make_job(of_each_runtime, 600, has_stack=True, settings={"CONCURRENT_REQUESTS": 2})
     begin(job)
     send(job, number)
     assert job.wait() == 0
     assert job.reason == "shutdown"
     assert job.unfinished() == []
-    assert len(job.entered) < 400
+    assert len(job.entered) < 600
     job.finish()
     told = job.check()
     assert told.endswith(" 0 delivered twice")
