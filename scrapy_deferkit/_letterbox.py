@@ -57,10 +57,19 @@ class LetterBox:
         return self._thread.call(lambda: function(self._opened()))
 
     def prepare(self) -> Deferred[None]:
-        """Import what the store needs, in the thread: in the loop it would stop all for a while."""
+        """Import what the store needs, in the thread: in the loop it would stop all for a while.
+
+        Fails with a ``DeadLettersError`` where its URL is wrong. Nothing is opened yet.
+        """
         if self._thread is None:
             self._thread = WorkerThread("deferkit-dead-letters")
-        return self._thread.call(_import)
+
+        def prepare() -> None:
+            import tenacity  # noqa: F401
+
+            self._opened()
+
+        return self._thread.call(prepare)
 
     def _opened(self) -> DeadLetters:
         if self._store is None:
@@ -244,12 +253,6 @@ def default_folder() -> Path:
         elif nearest:
             data = Path(nearest).parent / data
     return data.absolute() / "deferkit"
-
-
-def _import() -> None:
-    import tenacity  # noqa: F401
-
-    from . import deadletters  # noqa: F401
 
 
 def default_url(spider: str) -> str:

@@ -250,7 +250,7 @@ class Codec:
             )
         try:
             found = _look_up(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # its module may do anything
             raise CodecError(
                 f"{_path(where)}: the class {_shown(name)} cannot be imported: "
                 f"{type(error).__name__}: {error}"

@@ -28,6 +28,7 @@ from scrapy.addons import AddonManager
 from scrapy.commands import BaseRunSpiderCommand, ScrapyCommand, ScrapyHelpFormatter
 from scrapy.crawler import Crawler
 from scrapy.exceptions import UsageError
+from scrapy.settings import default_settings
 from scrapy.spiderloader import get_spider_loader
 from scrapy.utils.conf import build_component_list
 from scrapy.utils.misc import load_object
@@ -343,6 +344,8 @@ class Command(BaseRunSpiderCommand):
             "DEFERKIT_JOURNAL": False,
             "DEFERKIT_DEAD_LETTERS": True,
             "DEFERKIT_DEAD_LETTERS_MAX": 0,
+            # One whose queue outlives the crawl would add what is in it.
+            "SCHEDULER": default_settings.SCHEDULER,
         }
         settings.setdict(always, "cmdline")
         url = _checked(spidercls, settings)["DEFERKIT_DEAD_LETTERS_URL"] or default_url(name)
@@ -436,7 +439,7 @@ class _Tally:
         for key, what in (
             ("replay/not_removed", "delivered and still there"),
             ("items/not_dead_lettered", "failed and left as they were"),
-            ("kept_items/errors", "errors of the dead letters' database"),
+            ("kept_items/errors", "errors outside the pipelines"),
         ):
             number = crawler.stats.get_value(f"deferkit/{key}", 0)
             if number:

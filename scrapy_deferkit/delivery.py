@@ -23,9 +23,9 @@ from ._letterbox import LetterBox
 from ._lifecycle import close_spider
 from ._runtime import Timer, spawn
 from .codec import Codec, Encoded
-from .exceptions import step_of, text_of
-from .journal import Journal, JournalError, JournalInUse, JournalTooNew
-from .merge import copy_item
+from .exceptions import DeadLettersError, StackConfigError, step_of, text_of
+from .journal import Journal, JournalError, JournalInUse, JournalTooNew, UnreadableRow
+from .merge import copy_item, is_simple
 from .signals import item_dead_lettered
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ _DELIVERY = "_deferkit_delivery"
 _LAST_WAIT = 10.0
 _SIGNAL_COMES_IN = 5.0
 _LONGEST_TEXT = 20_000
+_LONGEST_ARGUMENT = 500
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +70,9 @@ class Stay:
 
     item: Any = None
     """The item itself as long as it is on its way."""
+
+    response: Response | None = None
+    """The response that it comes from, as long as other middlewares may have it."""
 
     then: Stay | None = None
     """The next one, where an object is yielded again before it has entered."""
@@ -99,6 +103,7 @@ class Delivery:
         self.letters = LetterBox(crawler, config)
         self._on_their_way: dict[int, Stay] = {}
         self._moving: dict[int, list[Stay]] = {}
+        self._moving_from: dict[int, dict[Stay, None]] = {}
         self._run = uuid.uuid4().hex
         self._numbers = itertools.count(1)
         self._open_stays = 0
@@ -116,13 +121,18 @@ class Delivery:
         It is off without the add-on, and in ``scrapy shell``, ``parse`` and ``check``, which are no
         crawls. Raises :exc:`~scrapy_deferkit.journal.JournalError` where the journal cannot be
         opened and ``DEFERKIT_JOURNAL_ON_ERROR`` is ``"close"``; whatever that is, where another
-        process holds the journal or a newer version wrote it.
+        process holds the journal or a newer version wrote it; and
+        :exc:`~scrapy_deferkit.exceptions.StackConfigError` where ``DEFERKIT_DEAD_LETTERS_URL`` is
+        wrong or its driver is missing.
         """
         config = Config.from_settings(crawler.settings)
         if not config.dead_letters or not _is_crawl(crawler):
             return None
         delivery = cls(crawler, config)
-        await resolve(delivery.letters.prepare())
+        try:
+            await resolve(delivery.letters.prepare())
+        except DeadLettersError as error:
+            raise StackConfigError(str(error)) from error
         if config.journal:
             await delivery._open_journal()
         vars(crawler)[_DELIVERY] = delivery
@@ -146,7 +156,9 @@ class Delivery:
 
     def _on_journal_error(self, error: JournalError) -> None:
         self.crawler.stats.inc_value("deferkit/journal/errors")
-        if self.config.closes_on_journal_error:
+        if isinstance(error, UnreadableRow):
+            self._log(logging.ERROR, "%s. The row stays; the others are taken up", error)
+        elif self.config.closes_on_journal_error:
             self._log(logging.ERROR, "%s. Closing the spider (DEFERKIT_JOURNAL_ON_ERROR)", error)
             close_spider(self.crawler, "journal_error")
         else:
@@ -169,34 +181,46 @@ class Delivery:
                 last.then = stay
             last = last.then
 
-    def moves(self, item: Any, stay: Stay) -> None:
-        """Take note that *item* has left the spider middleware's stack, for the pipelines."""
-        stay.item = item
-        self._moving.setdefault(id(item), []).append(stay)  # one object may be yielded many times
+    def moves(self, item: Any, stay: Stay, response: Response | None = None) -> None:
+        """Take note that *item* has left the spider middleware's stack, for the pipelines.
+
+        It is on its way as long as other middlewares have the output of *response*.
+        """
         self.leave()
+        if self.keeps_rows:
+            stay.item, stay.response = item, response
+            # One object may be yielded many times.
+            self._moving.setdefault(id(item), []).append(stay)
+            if response is not None:
+                self._moving_from.setdefault(id(response), {})[stay] = None
 
     def _moved(self, item: Any) -> Stay | None:
+        """Give the stay that *item* had in the spider middleware's stack."""
         moving = self._moving.get(id(item))
         if moving is None:
             return None
         stay = moving.pop(0)
         if not moving:
             del self._moving[id(item)]
-        stay.item = None
+        if stay.response is not None:
+            self._moving_from[id(stay.response)].pop(stay)
+        stay.item = stay.response = None
         return stay
 
-    def is_moving(self, item: Any, stay: Stay) -> bool:
-        """Tell whether *item* has left the stack and not come to the engine."""
-        return any(each is stay for each in self._moving.get(id(item), ()))
+    def end_output(self, response: Response, *, is_whole: bool) -> None:
+        """Let the rows go of items that left the stack and that no middleware has handed on.
 
-    def forget_moving(self, item: Any, stay: Stay) -> None:
-        """Let the row go of an item that left the stack and never came to the engine."""
-        moving = self._moving.pop(id(item), [])
-        if stay in moving:
+        Where the output has not come to its end they stay, for the next run.
+        """
+        for stay in tuple(self._moving_from.get(id(response), ())):
+            moving = self._moving[id(stay.item)]
             moving.remove(stay)
-            self._let_go(stay)
-        if moving:
-            self._moving[id(item)] = moving
+            if not moving:
+                del self._moving[id(stay.item)]
+            stay.item = stay.response = None
+            if is_whole:
+                self._let_go(stay)
+        self._moving_from.pop(id(response), None)
 
     @property
     def keeps_rows(self) -> bool:
@@ -259,11 +283,8 @@ class Delivery:
         self.crawler.stats.inc_value("deferkit/journal/untracked")
 
     def copy(self, item: Any) -> Any:
-        """Give a copy of *item* as it is now; where it cannot be copied, its stored form."""
-        try:
-            return copy_item(item)
-        except Exception:
-            return self._encode(item)
+        """Give *item* as it is now: a copy where that shares nothing, else its stored form."""
+        return copy_item(item) if is_simple(item) else self._encode(item)
 
     def _encode(self, item: Any) -> Encoded:
         encoded = self.codec.encode(item)
@@ -405,9 +426,7 @@ class Delivery:
             kept.id, kept.stage, kept.page_url, None, encoded, entry is not None, letter=letter
         )
         self._open_stays += 1
-        self._log(
-            logging.ERROR, "The kept item %s is none that can be processed: %s", kept.id, error
-        )
+        self._log(logging.ERROR, "The kept item %s cannot be processed: %s", kept.id, error)
         await self.fail(stay, None, error)
 
     # ----------------------------------------------------------------------------- how it closes
@@ -449,7 +468,10 @@ def _arguments_of(spider: Any) -> dict[str, str]:
     return {
         name: value
         for name, value in vars(spider).items()
-        if isinstance(value, str) and name != "name" and not name.startswith("_")
+        if isinstance(value, str)
+        and len(value) <= _LONGEST_ARGUMENT
+        and name != "name"
+        and not name.startswith("_")
     }
 
 

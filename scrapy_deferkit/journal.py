@@ -36,6 +36,10 @@ class JournalTooNew(JournalError):
     """A newer version of the package wrote the file."""
 
 
+class UnreadableRow(JournalError):
+    """A row of the journal has been garbled; it stays, and harms no other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An item that was in flight when an earlier run ended.
@@ -460,7 +464,7 @@ class _File:
                     entries.append(_entry(row))
                 except ValueError as error:
                     self._unreadable.add(row[0])
-                    errors.append(JournalError(f"the journal {self._path}: {error}"))
+                    errors.append(UnreadableRow(f"the journal {self._path}: {error}"))
             rows.close()
         except sqlite3.Error as error:
             raise self._explain("read", error) from error

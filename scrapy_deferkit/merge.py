@@ -41,6 +41,39 @@ def copy_item(item: Any) -> Any:
     return item if copier is None else copier(item)
 
 
+def is_simple(item: Any) -> bool:
+    """Tell whether :func:`copy_item` copies all of *item* that can be changed.
+
+    That is so for dicts, scrapy items and dataclass items of text, numbers, lists and dicts.
+    """
+    cls: type = type(item)
+    if cls is dict:
+        return _is_simple(item)
+    if issubclass(cls, Item):
+        return _is_simple(item._values) and len(vars(item)) == 1
+    names = _field_names(cls)  # type: ignore[arg-type]  # a class is hashable
+    if names is None:
+        return False
+    values = vars(item)
+    return values.keys() == names and _is_simple(values)
+
+
+def _is_simple(value: Any) -> bool:
+    cls = type(value)
+    if cls is dict or cls is list:
+        values = value.values() if cls is dict else value
+        return _ATOMS.issuperset(map(type, values)) or all(map(_is_simple, values))
+    return cls in _ATOMS
+
+
+@lru_cache(maxsize=1024)
+def _field_names(cls: type) -> frozenset[str] | None:
+    """Give the fields of a dataclass whose instances have a dict; ``None`` for other classes."""
+    if not dataclasses.is_dataclass(cls) or not cls.__dictoffset__:
+        return None
+    return frozenset(field.name for field in dataclasses.fields(cls))
+
+
 @lru_cache(maxsize=1024)
 def _copier(cls: type) -> Callable[[Any], Any] | None:
     if cls is dict:

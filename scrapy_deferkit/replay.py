@@ -14,7 +14,7 @@ from ._engine import resolve
 from ._lifecycle import close_spider, has_other_work, is_closing
 from ._runtime import Timer, now, sleep, spawn
 from .defer import parallel_async
-from .delivery import SPIDER_STACK, Delivery, delivery_of
+from .delivery import PIPELINES, SPIDER_STACK, Delivery, delivery_of
 from .exceptions import DeferKitError
 
 if TYPE_CHECKING:
@@ -113,6 +113,16 @@ class Inputs:
             extra={"spider": self._crawler.spider},
         )
 
+    def _has_failed_beside(self, error: Exception) -> None:
+        """Log what rose outside the pipelines; what becomes of the item is decided there."""
+        self._crawler.stats.inc_value("deferkit/kept_items/errors")
+        logger.error(
+            "While a kept item was processed, this rose outside the pipelines: %s",
+            error,
+            exc_info=error,
+            extra={"spider": self._crawler.spider},
+        )
+
     def _kept(self) -> AsyncIterator[Any]:
         raise NotImplementedError
 
@@ -124,6 +134,11 @@ class Inputs:
         engine = self._crawler.engine
         assert engine is not None
         url = page_url or "data:,"
+        if stage not in (PIPELINES, SPIDER_STACK):
+            raise DeferKitError(
+                f"its stage is {stage!r}, where {PIPELINES!r} or {SPIDER_STACK!r} is due: correct "
+                "its row"
+            )
         if stage == SPIDER_STACK:
             middleware = _stack_middleware(engine.scraper.spidermw.middlewares)
             if middleware is None:
@@ -159,6 +174,8 @@ class Recovery(Inputs):
             selection = Selection(ids=[entry.id for entry in entries])
             there = await letters.patiently(lambda store: _ids(store, selection))  # noqa: B023
             for entry in entries:
+                if is_closing(self._crawler):  # Ctrl-C, say: the others stay for the next run
+                    return
                 if entry.id in there:
                     journal.end(entry.id)
                 else:
@@ -173,6 +190,8 @@ class Recovery(Inputs):
             await self._enter(item, entry.stage, entry.page_url, entry=entry)
         except DeferKitError as error:
             await delivery.fail_unread(error, entry=entry)
+        except Exception as error:
+            self._has_failed_beside(error)
 
 
 def _ids(store: DeadLetters, selection: Selection) -> set[str]:
@@ -254,6 +273,8 @@ class Replay(Inputs):
             await self._enter(item, letter.stage, letter.page_url, letter=letter)
         except DeferKitError as error:
             await delivery.fail_unread(error, letter=letter)
+        except Exception as error:
+            self._has_failed_beside(error)
         finally:
             self._held.discard(letter.id)
 

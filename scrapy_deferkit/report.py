@@ -125,8 +125,7 @@ def _url_of(response: Any) -> str:
     if response is None:
         return "no page: from start()"
     request = getattr(response, "request", None)
-    url = getattr(response, "url", None) or getattr(request, "url", None) or "unknown"
-    return url if len(url) <= 100 else f"{url[:99]}…"
+    return getattr(response, "url", None) or getattr(request, "url", None) or "unknown"
 
 
 def _in_time(seconds: float) -> str:

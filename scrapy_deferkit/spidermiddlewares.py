@@ -91,7 +91,6 @@ class StackSpiderMiddleware:
         inside: dict[int, _Inside] = {}  # the items that have come in and have not ended or left
         self._inside[id(inside)] = response, inside
         delivery = delivery_of(self._crawler)
-        on_their_way: list[tuple[Any, Stay]] = []
         number = 0
 
         def process(output: Any) -> Any:
@@ -108,21 +107,10 @@ class StackSpiderMiddleware:
                 left = inside.pop(item_number, None)
                 if item_number is not None and left is None:
                     continue
-                if delivery is None or left is None or left.stay is None:
-                    yield output
-                    continue
-                if not delivery.keeps_rows:
-                    delivery.leave()
-                    yield output
-                    continue
-                delivery.moves(output, left.stay)
-                on_their_way.append((output, left.stay))
+                if delivery is not None and left is not None and left.stay is not None:
+                    delivery.moves(output, left.stay, response)
                 yield output
-                on_their_way = [each for each in on_their_way if delivery.is_moving(*each)]
         finally:
-            for each in on_their_way:  # another middleware has kept them, or put others there
-                assert delivery is not None
-                delivery.forget_moving(*each)
             await outputs.aclose()
             self._end(id(inside))
 
@@ -290,7 +278,16 @@ class _ExpectingSpiderMiddleware(DeliverySpiderMiddleware):
     ) -> AsyncIterator[Any]:
         """Give the output of the spider as it is."""
         delivery = delivery_of(self._crawler)
-        async for output in result:
-            if delivery is not None and output is not None and not isinstance(output, Request):
-                delivery.expect(output, response.url)
-            yield output
+        if delivery is None or not delivery.keeps_rows:
+            async for output in result:
+                yield output
+            return
+        is_whole = False
+        try:
+            async for output in result:
+                if output is not None and not isinstance(output, Request):
+                    delivery.expect(output, response.url)
+                yield output
+            is_whole = True
+        finally:
+            delivery.end_output(response, is_whole=is_whole)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from scrapy.pipelines import ItemPipelineManager
+from scrapy.settings import Settings
 from scrapy.utils.test import get_crawler
 
-from scrapy_deferkit import DeferKitItemProcessor, StackConfigError
+from scrapy_deferkit import Addon, DeferKitItemProcessor, StackConfigError
 from scrapy_deferkit.report import Report
 from scrapy_deferkit.testing import mock_crawler
 
@@ -74,6 +75,16 @@ def test_one_that_is_derived_from_ours_counts_as_ours(caplog: pytest.LogCaptureF
     assert settings_of(ITEM_PROCESSOR=OwnProcessor)["ITEM_PROCESSOR"] is OwnProcessor
     assert not messages(caplog, "WARNING")
     assert "the item processor" in messages(caplog, "INFO")[0]
+
+
+def test_what_another_add_on_has_set_is_kept() -> None:
+    settings = Settings({"ADDONS": {"scrapy_deferkit.Addon": 500}})
+    settings.set("ITEM_PROCESSOR", "scrapy.pipelines.ItemPipelineManager", "addon")
+    settings.set("DEFERKIT_REPORT", False, "addon")
+    Addon().update_settings(settings)
+    assert settings["ITEM_PROCESSOR"] == "scrapy.pipelines.ItemPipelineManager"
+    assert settings["DEFERKIT_REPORT"] is False
+    assert settings["DEFERKIT_DEAD_LETTERS"] is True
 
 
 @pytest.mark.parametrize("off", [False, 0, "False", "0"])

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from scrapy import signals
-from scrapy.exceptions import DropItem
+from scrapy.exceptions import CloseSpider, DropItem
+from tenacity import wait_none
 from twisted.python.failure import Failure
 
-from scrapy_deferkit import Chain, StackPipeline
+from scrapy_deferkit import Chain, Retry, StackPipeline, StackSpiderMiddleware
 from scrapy_deferkit._runtime import sleep, turn
 from scrapy_deferkit.exceptions import mark_step
 from scrapy_deferkit.report import Report
@@ -129,7 +130,7 @@ async def test_fewer_concurrent_items_are_suggested_only_where_that_helps(
     caplog: pytest.LogCaptureFixture, pipeline: Any, items: int, setting: int, suggested: bool
 ) -> None:
     caplog.set_level(logging.INFO)
-    pages = [page(*numbered(items, start)) for start in (0, 10, 20)]
+    pages = [page(*numbered(items, start)) for start in range(0, 100, 10)]
     await crawl_with(pipeline, pages=pages, CONCURRENT_ITEMS=setting)
     text = report_of(caplog)
     assert ("CONCURRENT_ITEMS = 8" in text) is suggested
@@ -178,6 +179,59 @@ async def test_a_long_message_is_cut_and_markup_is_text() -> None:
     assert max(map(len, text.splitlines())) <= 160
     assert f"Broken: {'x' * 71}…" in text
     assert "Broken: [bold]y[/bold] [/]" in text
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Mute(), "Mute: (a Mute that has no text)"),
+        (ValueError("\n  at last\nand more"), "ValueError: at last"),
+        (CloseSpider("disk full"), "CloseSpider: disk full"),
+        (ValueError("\x1b[31mred"), "ValueError: \\x1b[31mred"),
+    ],
+)
+async def test_an_error_says_what_it_can(error: Exception, told: str) -> None:
+    crawler = mock_crawler()
+    report = Report(crawler)
+    failed = Failure(Broken())
+    failed.request = Page()  # as the failure that an errback was called with
+    crawler.signals.send_catch_log(
+        signals.item_error, failure=a_failure("first", error), response=failed
+    )
+    assert failures(report.text(), "first") == ["first", "1", told, "http://shop/1"]
+
+
+class Looking(StackPipeline):
+    stack = Retry(Chain(check), on=Broken, attempts=2, wait=wait_none(), name="looking")
+
+
+async def look(item: Any, response: Any) -> Any:
+    for _ in range(3):
+        await turn()
+    return item
+
+
+async def test_the_spiders_stack_has_its_share_and_a_pipeline_the_retries_of_its_stack(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    await crawl_with(
+        Looking,
+        pages=[page(*numbered(6))],
+        SPIDER_MIDDLEWARES={StackSpiderMiddleware: 100},
+        DEFERKIT_SPIDER_STACK=Chain(look, name="near"),
+    )
+    text = report_of(caplog)
+    shares = [int(row(text, step)[6].rstrip("%")) for step in ("Looking", "near", "near/look")]
+    assert 99 <= shares[0] + shares[1] <= 101
+    assert shares[2] <= shares[1]
+    assert row(text, "near")[1:6] == ["6", "6", "0", "0", "0"]
+    assert row(text, "Looking")[5] == "1"
 
 
 async def test_an_error_whose_step_is_not_known_is_told_of() -> None:

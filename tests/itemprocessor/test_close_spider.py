@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from scrapy import signals
+from scrapy.core.engine import ExecutionEngine
 from scrapy.core.scraper import Scraper
 from scrapy.exceptions import CloseSpider, DropItem
 
@@ -88,6 +89,22 @@ async def test_close_spider_of_a_pipeline_closes_the_crawl_with_its_reason(
     names = [name for name, _ in trace.signals]
     last = max(index for index, name in enumerate(names) if name.startswith("item_"))
     assert last < names.index("spider_closed")
+
+
+async def test_a_crawl_that_is_closing_is_not_closed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[str] = []
+    close = ExecutionEngine.close_spider_async
+
+    def count(self: Any, *, reason: str = "cancelled") -> Any:
+        closed.append(reason)
+        return close(self, reason=reason)
+
+    monkeypatch.setattr(ExecutionEngine, "close_spider_async", count)
+    trace = await crawl_with(Disk, pages=[page(*with_full(numbered(300), *range(300)))])
+    assert (trace.reason, len(trace.failed)) == ("disk full", 300)
+    assert len(closed) < 100
 
 
 async def test_close_spider_without_a_reason_is_cancelled() -> None:
@@ -191,6 +208,8 @@ async def test_a_crawl_is_closed_once_for_its_failed_items(
             await processor.process_item_async(item)
         except Broken:
             crawler.signals.send_catch_log(signals.item_error, item=item)
+        else:
+            crawler.signals.send_catch_log(signals.item_scraped, item=item)
     assert sum("DEFERKIT_MAX_FAILED_ITEMS" in it.getMessage() for it in caplog.records) == 1
 
 
@@ -204,6 +223,22 @@ async def test_items_that_fail_in_the_spider_middleware_count_too() -> None:
     )
     assert trace.reason == "item_failures"
     assert {step for _, step, _ in trace.failed} == {"near/fail"}
+
+
+async def test_items_that_end_in_the_spider_middleware_are_among_the_last_thousand() -> None:
+    """One in 100 fails there, and most of the others are dropped."""
+    items = [
+        {"number": number, "fail": number % 100 == 0, "drop": number % 100 > 1}
+        for number in range(2000)
+    ]
+    trace = await crawl_with(
+        pages=[page(*items[start : start + 100]) for start in range(0, 2000, 100)],
+        SPIDER_MIDDLEWARES={StackSpiderMiddleware: 100},
+        DEFERKIT_SPIDER_STACK=Chain(fail, name="near"),
+        DEFERKIT_MAX_FAILED_ITEMS="5%",
+        DEFERKIT_DEAD_LETTERS=False,
+    )
+    assert (trace.reason, len(trace.failed)) == ("finished", 20)
 
 
 async def test_dropped_items_have_not_failed() -> None:

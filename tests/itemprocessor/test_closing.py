@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
-from scrapy_deferkit import ClosingError
-from scrapy_deferkit._runtime import turn
+from scrapy_deferkit import ClosingError, DeferKitItemProcessor
+from scrapy_deferkit._runtime import clock_set_to, to_awaitable, to_deferred, turn
+from scrapy_deferkit.testing import mock_crawler
 
-from ..steps import Broken
+from ..steps import Broken, until
 from .crawling import crawl_with, numbered, numbers, page
 
 events: list[str] = []
@@ -113,6 +116,36 @@ async def test_all_failures_of_closing_are_raised_at_the_end(
     assert sorted(map(str, error.errors)) == ["at once", "in a coroutine", "later"]
     assert sorted(events) == ["Fifth closed", "First closed"]
     assert trace.crawler.stats.get_value("deferkit/pipelines/failed_to_close") == 3
+
+
+class Endless(Base):
+    def __init__(self) -> None:
+        self.ended: Deferred[None] = Deferred()
+
+    async def close_spider(self) -> None:
+        await to_awaitable(self.ended)
+
+
+async def test_what_is_long_in_closing_is_named_and_hides_no_failure(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    with clock_set_to(clock):
+        settings = {"ITEM_PIPELINES": {Endless: 1, Later: 2}, "LOGSTATS_INTERVAL": 0}
+        processor = DeferKitItemProcessor.from_crawler(mock_crawler(settings))
+        ended: list[Any] = []
+        to_deferred(processor.close_spider_async()).addBoth(ended.append)
+        await until(lambda: "later" in caplog.text)  # it is logged while the other goes on
+        assert not ended
+        clock.pump([60, 60])
+        warned = [it.getMessage() for it in caplog.records if "waits for" in it.getMessage()]
+        assert len(warned) == 2
+        assert "Endless.close_spider" in warned[0]
+        assert "Later" not in warned[0]
+        processor.middlewares[0].ended.callback(None)
+        await until(lambda: ended)
+    assert isinstance(ended[0].value, ClosingError)
+    assert not clock.getDelayedCalls()
 
 
 async def test_the_last_pipeline_is_closed_first() -> None:

@@ -42,6 +42,33 @@ async def test_no_more_items_than_there_are_slots_are_in_pipelines_at_once(bound
     assert trace.reason == "finished"
 
 
+class Splitting:
+    """Has the parts of an item processed before it goes on."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> Any:
+        splitting = cls()
+        splitting.crawler = crawler
+        return splitting
+
+    async def process_item(self, item: Any) -> Any:
+        await turn()
+        for number in range(item.pop("parts", 0)):
+            part = {"number": item["number"] * 10 + number}
+            await self.crawler.engine.scraper.start_itemproc_async(part, response=None)
+        return item
+
+
+async def test_an_item_that_a_pipeline_has_processed_itself_needs_no_slot_of_its_own() -> None:
+    items = [{"number": number, "parts": 2} for number in range(1, 9)]
+    trace = await crawl_with(Splitting, pages=[page(*items)], DEFERKIT_CONCURRENT_ITEMS=2)
+    parts = [number * 10 + part for number in range(1, 9) for part in (0, 1)]
+    assert numbers(trace.scraped) == sorted([*range(1, 9), *parts])
+    assert trace.reason == "finished"
+    processor = trace.crawler.engine.scraper.itemproc
+    assert processor._slots.tokens == 2
+
+
 async def test_0_is_no_bound() -> None:
     trace = await crawl_with(
         Counting,
