@@ -350,10 +350,13 @@ class Delivery:
             await self.fail(failing.stay, item, failing.error)
 
     def _fail_unheard(self, item: Any) -> None:
-        """Keep an item of whose failure Scrapy has sent no signal."""
+        spawn(self.fail_unheard(item), self._log_unkept)
+
+    async def fail_unheard(self, item: Any) -> None:
+        """Keep *item*, if it has failed and Scrapy sends no signal of that."""
         failing = self._take_failing(item, None)
         if failing is not None:
-            spawn(self.fail(failing.stay, item, failing.error), self._log_unkept)
+            await self.fail(failing.stay, item, failing.error)
 
     def _log_unkept(self, failure: Failure) -> None:
         self._log(logging.ERROR, "A failed item could not be kept: %s", failure.value)

@@ -152,7 +152,11 @@ class Inputs:
             known = {}
         self._delivery.expect(item, page_url, **known)
         page = None if page_url is None else Response(page_url, flags=["deferkit-kept"])
-        await engine.scraper.start_itemproc_async(item, response=page)
+        try:
+            await engine.scraper.start_itemproc_async(item, response=page)
+        except Exception:  # of a log formatter, say
+            await self._delivery.fail_unheard(item)
+            raise
 
 
 def _stack_middleware(middlewares: Any) -> Any:

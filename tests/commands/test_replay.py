@@ -205,6 +205,62 @@ def test_a_class_that_is_gone_stops_no_other(project: Project) -> None:
     assert project.has("imported")
 
 
+def test_a_row_of_an_unknown_stage_fails_again_and_is_not_delivered(project: Project) -> None:
+    project.write("repaired", "")
+    project.put(failed("a", book("A", "1"), age=90), failed("b", book("B", "1"), age=80))
+    project.run_sql("UPDATE deferkit_dead_letters SET stage = 'pipeline' WHERE id = 'a'")
+    project.replay("books", code=1)
+    assert [item["title"] for item in project.sunk] == ["B"]
+    (left,) = project.kept()
+    assert (left.id, left.attempts) == ("a", 2)
+    assert "its stage is 'pipeline'" in left.error
+
+
+def test_a_scheduler_with_a_queue_of_its_own_is_left_alone(project: Project) -> None:
+    project.write("repaired", "")
+    project.write(
+        "shop/queue.py",
+        """
+from pathlib import Path
+
+from scrapy import Request
+from scrapy.core.scheduler import Scheduler
+
+
+class Persistent(Scheduler):
+    def open(self, spider):
+        opened = super().open(spider)
+        Path("queue").unlink()
+        self.enqueue_request(Request("data:,more"))
+        return opened
+""",
+    )
+    project.write("queue", "")
+    project.add_settings('SCHEDULER = "shop.queue.Persistent"')
+    project.put(failed("a", book("A", "1")))
+    project.replay("books")
+    assert [item["title"] for item in project.sunk] == ["A"]
+    assert project.has("queue")
+
+
+def test_an_error_outside_the_pipelines_stops_no_other_letter(project: Project) -> None:
+    project.write(
+        "shop/log.py",
+        """
+from scrapy.logformatter import LogFormatter
+
+
+class Failing(LogFormatter):
+    def item_error(self, *arguments):
+        raise ZeroDivisionError
+""",
+    )
+    project.put(*(failed(f"{number:03}", age=1000 - number) for number in range(150)))
+    options = ("-s", "LOG_FORMATTER=shop.log.Failing", "-s", "DEFERKIT_CONCURRENT_ITEMS=10")
+    project.replay("books", *options, code=1)
+    assert [letter.attempts for letter in project.kept()] == [2] * 150
+
+
 def test_a_spider_that_always_finds_more_to_do_ends_with_its_letters(project: Project) -> None:
     project.write("repaired", "")
     path = project.folder / "shop/spiders/books.py"

@@ -87,6 +87,14 @@ def test_a_crawl_with_a_job_and_the_add_on_writes_both_files(project: Project) -
     assert "job/deferkit-journal.sqlite" in project.databases
 
 
+@pytest.mark.parametrize("url", ["letters.sqlite", "mysql://user:secret@host/name"])
+def test_a_wrong_url_is_refused_before_anything_is_crawled(project: Project, url: str) -> None:
+    said = project.scrapy("crawl", "books", "-s", f"DEFERKIT_DEAD_LETTERS_URL={url}", code=1).stderr
+    assert "StackConfigError: DEFERKIT_DEAD_LETTERS_URL is" in said
+    assert "secret" not in said
+    assert not project.has("start")
+
+
 def test_a_project_without_scrapy_cfg_keeps_its_letters(project: Project) -> None:
     (project.folder / "scrapy.cfg").unlink()
     project.scrapy("crawl", "books", SCRAPY_SETTINGS_MODULE="shop.settings")

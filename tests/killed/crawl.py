@@ -254,6 +254,27 @@ class RefusesResponses:
         raise ValueError("no input")
 
 
+class Gathers:
+    """Takes all of an output before it hands any of it on, in another order."""
+
+    async def process_spider_output(self, response: Any, result: Any) -> AsyncIterator[Any]:
+        outputs = [output async for output in result]
+        for output in reversed(outputs):
+            yield output
+
+
+class BreaksOff:
+    """Takes all of an output, hands one on, and fails; once for each page and job."""
+
+    async def process_spider_output(self, response: Any, result: Any) -> AsyncIterator[Any]:
+        outputs = [output async for output in result]
+        for output in outputs:
+            yield output
+            if response.url not in folder.lines("broken"):
+                folder.note("broken", response.url)
+                raise ValueError("broken off")
+
+
 class FiltersOutput:
     """Lets no output pass, and notes what it sees."""
 

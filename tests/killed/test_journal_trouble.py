@@ -131,6 +131,27 @@ def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(
     assert code != 0
 
 
+def test_a_garbled_row_is_told_of_and_closes_nothing(
+    make_job: Callable[..., Job], of_each_runtime: str
+) -> None:
+    job = make_job(of_each_runtime, 100)
+    begin(job)
+    job.stop()
+    left = job.unfinished()
+    assert len(left) > 1
+    journal = sqlite3.connect(job.journal_path)
+    journal.execute(
+        "UPDATE items SET stage = NULL WHERE position = (SELECT min(position) FROM items)"
+    )
+    journal.commit()
+    journal.close()
+    assert job.run() == 0
+    assert job.reason == "finished"
+    assert len(job.unfinished()) == 1
+    assert "stage of the row at position" in job.whole_log
+    assert "The row stays; the others are taken up" in job.whole_log
+
+
 def test_an_item_that_neither_store_has_is_in_the_log(
     make_job: Callable[..., Job], of_each_runtime: str
 ) -> None:

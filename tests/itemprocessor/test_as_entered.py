@@ -1,0 +1,80 @@
+"""A dead letter has the item as it entered, whatever pipelines have made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from scrapy_deferkit.deadletters import DeadLetters
+
+from ..steps import Broken
+from .crawling import crawl_with
+
+
+class Pair(NamedTuple):
+    first: list[Any]
+    second: dict[str, Any]
+
+
+@dataclass
+class Book:
+    tags: list[Any] = field(default_factory=list)
+
+
+def make_items() -> list[Any]:
+    book = Book(["a"])
+    book.note = ["a"]  # type: ignore[attr-defined]
+    return [
+        {"tags": ["a", {"b": ["a"]}]},
+        {"tags": (["a"], {"b": "a"})},
+        {"tags": Pair(["a"], {"b": ["a"]})},
+        {"tags": bytearray(b"a")},
+        {"tags": {"a"}},
+        {"tags": Book(["a"])},
+        Book(["a", ["a"]]),
+        book,
+    ]
+
+
+def spoil(value: Any) -> None:
+    """Change whatever can be changed in *value*."""
+    if isinstance(value, dict):
+        spoil(list(value.values()))
+        value["spoilt"] = "spoilt"
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            spoil(each)
+        if isinstance(value, list):
+            value.append("spoilt")
+    elif isinstance(value, set):
+        value.add("spoilt")
+    elif isinstance(value, bytearray):
+        value += b"spoilt"
+    elif hasattr(value, "__dict__"):
+        spoil(list(vars(value).values()))
+
+
+class Spoiling:
+    def process_item(self, item: Any) -> Any:
+        spoil(item)
+        raise Broken
+
+
+@pytest.mark.parametrize("journal", [False, True])
+async def test_nothing_that_a_pipeline_did_is_in_the_letter(tmp_path: Path, journal: bool) -> None:
+    url = f"sqlite:///{tmp_path}/letters.sqlite"
+    settings: dict[str, Any] = {"JOBDIR": str(tmp_path / "job")} if journal else {}
+    items = make_items()
+    trace = await crawl_with(
+        Spoiling, items=items, DEFERKIT_DEAD_LETTERS_URL=url, ITEM_PIPELINES={}, **settings
+    )
+    assert len(trace.failed) == len(items)
+    letters = DeadLetters(url)
+    texts = [letter.item for letter in letters.select()]
+    letters.close()
+    assert len(texts) == len(items)
+    assert not [text for text in texts if "spoilt" in text or "c3BvaWx0" in text]
+    assert '{"$bytearray": "YQ=="}' in " ".join(texts)
