@@ -25,7 +25,7 @@ from ._runtime import Timer, spawn
 from .codec import Codec, Encoded
 from .exceptions import DeadLettersError, StackConfigError, step_of, text_of
 from .journal import Journal, JournalError, JournalInUse, JournalTooNew, UnreadableRow
-from .merge import copy_item, is_simple
+from .merge import ATOMS, copy_item, is_simple
 from .signals import item_dead_lettered
 
 if TYPE_CHECKING:
@@ -284,6 +284,8 @@ class Delivery:
 
     def copy(self, item: Any) -> Any:
         """Give *item* as it is now: a copy where that shares nothing, else its stored form."""
+        if type(item) is dict and ATOMS.issuperset(map(type, item.values())):
+            return item.copy()  # what most items are, in half of the time
         return copy_item(item) if is_simple(item) else self._encode(item)
 
     def _encode(self, item: Any) -> Encoded:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _MISSING = object()
 
-# What most values are, and is its own copy: told at a glance.
-_ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
+ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
+"""What most values are, and is its own copy: told at a glance."""
 
 
 def copy_item(item: Any) -> Any:
@@ -35,7 +35,7 @@ def copy_item(item: Any) -> Any:
     (True, False, True)
     """
     cls: type = type(item)
-    if cls in _ATOMS:
+    if cls in ATOMS:
         return item
     copier = _copier(cls)
     return item if copier is None else copier(item)
@@ -62,8 +62,8 @@ def _is_simple(value: Any) -> bool:
     cls = type(value)
     if cls is dict or cls is list:
         values = value.values() if cls is dict else value
-        return _ATOMS.issuperset(map(type, values)) or all(map(_is_simple, values))
-    return cls in _ATOMS
+        return ATOMS.issuperset(map(type, values)) or all(map(_is_simple, values))
+    return cls in ATOMS
 
 
 @lru_cache(maxsize=1024)
@@ -93,14 +93,14 @@ def _copier(cls: type) -> Callable[[Any], Any] | None:
 
 def _copy_plain_dict(value: dict[Any, Any]) -> dict[Any, Any]:
     copied = value.copy()
-    if not _ATOMS.issuperset(map(type, value.values())):
+    if not ATOMS.issuperset(map(type, value.values())):
         for key, each in value.items():
             copied[key] = copy_item(each)
     return copied
 
 
 def _copy_plain_list(value: list[Any]) -> list[Any]:
-    return value[:] if _ATOMS.issuperset(map(type, value)) else [copy_item(each) for each in value]
+    return value[:] if ATOMS.issuperset(map(type, value)) else [copy_item(each) for each in value]
 
 
 def _copy_dict(value: dict[Any, Any]) -> dict[Any, Any]:
