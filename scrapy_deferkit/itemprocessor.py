@@ -199,10 +199,13 @@ class DeferKitItemProcessor(ItemPipelineManager):
         delivery = self._delivery
         assert delivery is not None
         stay = delivery.enter_pipelines(item)
+        waits = stay.write is not None and not stay.write.is_over
+        if waits:
+            self._inside += 1
         try:
             write = stay.write
             if write is not None:
-                if not write.is_over:
+                if waits:
                     await write.wait()
                 if write.error is not None:
                     delivery.note_untracked()
@@ -216,6 +219,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
         except BaseException:
             delivery.leave()
             raise
+        finally:
+            if waits:
+                self._leave()
         delivery.end(stay)
         return result
 
@@ -294,13 +300,16 @@ class DeferKitItemProcessor(ItemPipelineManager):
             self._slots.acquire()
 
     def _give_slot_back(self) -> None:
-        self._inside -= 1
         if self._slots is not None:
             if self._slots.waiting:
                 # On a turn of its own: the next item begins, and may end, before it returns.
                 call_soon(self._slots.release)
             else:
                 self._slots.release()
+        self._leave()
+
+    def _leave(self) -> None:
+        self._inside -= 1
         if not self._inside and self._emptied is not None:
             call_soon(self._emptied.open)  # when the signal of this item has been sent
 

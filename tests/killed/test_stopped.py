@@ -40,7 +40,8 @@ def test_a_crawl_that_is_asked_to_stop_ends_its_items_and_goes_on_later(
     number: signal.Signals,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    job = make_job(of_each_runtime, 600, has_stack=True, settings={"CONCURRENT_REQUESTS": 2})
+    few_pages = {"SCRAPER_SLOT_MAX_ACTIVE_SIZE": 4000, "CONCURRENT_REQUESTS": 2}
+    job = make_job(of_each_runtime, 600, has_stack=True, settings=few_pages)
     begin(job)
     send(job, number)
     assert job.wait() == 0
