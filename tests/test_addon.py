@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.settings import Settings
+from scrapy.utils.conf import build_component_list
 from scrapy.utils.test import get_crawler
 
 from scrapy_deferkit import Addon, DeferKitItemProcessor, StackConfigError
 from scrapy_deferkit.report import Report
+from scrapy_deferkit.spidermiddlewares import DeliverySpiderMiddleware
 from scrapy_deferkit.testing import mock_crawler
 
 from .crawls.tracing import Shop, crawl
@@ -75,6 +77,15 @@ def test_one_that_is_derived_from_ours_counts_as_ours(caplog: pytest.LogCaptureF
     assert settings_of(ITEM_PROCESSOR=OwnProcessor)["ITEM_PROCESSOR"] is OwnProcessor
     assert not messages(caplog, "WARNING")
     assert "the item processor" in messages(caplog, "INFO")[0]
+
+
+def test_the_delivery_stands_next_to_the_engine() -> None:
+    settings = Settings({"ADDONS": {"scrapy_deferkit.Addon": 500}})
+    near, far = type("Near", (), {}), type("Far", (), {})
+    settings.set("SPIDER_MIDDLEWARES", {near: -10_000, far: 10_000}, "project")
+    Addon().update_settings(settings)
+    enabled = build_component_list(settings.getwithbase("SPIDER_MIDDLEWARES"))
+    assert enabled[0] is DeliverySpiderMiddleware
 
 
 def test_what_another_add_on_has_set_is_kept() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scrapy.exceptions import DropItem
 from tenacity import wait_none
+from twisted.internet.task import Clock
 
 from scrapy_deferkit import (
     Chain,
@@ -22,7 +23,7 @@ from scrapy_deferkit import (
     Tolerant,
     step_stats,
 )
-from scrapy_deferkit._runtime import to_deferred, turn
+from scrapy_deferkit._runtime import clock_set_to, to_deferred, turn
 from scrapy_deferkit.itemprocessor import DeferKitItemProcessor
 from scrapy_deferkit.stats import FOLD_AT, Latencies
 from scrapy_deferkit.testing import mock_crawler
@@ -196,6 +197,49 @@ class One(StackPipeline):
 
 class Two(StackPipeline):
     stack = Chain(clean, check)
+
+
+class Three(StackPipeline):
+    stack = Chain(clean, check)
+
+
+async def test_stacks_of_one_name_share_what_became_of_their_items() -> None:
+    trace = await crawl_with(Two, Three, pages=[page(*numbered(10))])
+    (step,) = [it for it in step_stats(trace.crawler) if it.path == "Chain/check"]
+    assert (step.entered, step.ok, step.dropped, step.failed) == (16, 12, 2, 2)
+
+
+def forget(item: Any) -> Any:
+    """Return nothing."""
+
+
+async def forget_later(item: Any) -> Any:
+    await turn()
+
+
+@pytest.mark.parametrize("step", [forget, forget_later])
+async def test_a_step_that_returns_nothing_has_failed(step: Any) -> None:
+    class Forgetting(StackPipeline):
+        stack = Chain(step, name="shop")
+
+    trace = await crawl_with(Forgetting, pages=[page(*numbered(3))])
+    figures = {it.path: (it.entered, it.ok, it.failed) for it in step_stats(trace.crawler)}
+    assert figures == {f"shop/{step.__name__}": (3, 0, 3), "Forgetting": (3, 0, 3)}
+
+
+async def test_the_stats_are_put_out_again_and_again_while_the_crawl_runs() -> None:
+    clock = Clock()
+    with clock_set_to(clock):
+        crawler = mock_crawler({"ITEM_PIPELINES": {Sink: 1}, "LOGSTATS_INTERVAL": 10})
+        processor = DeferKitItemProcessor.from_crawler(crawler)
+        await processor.open_spider_async()
+        for count in (1, 2):
+            ended = to_deferred(processor.process_item_async({"number": 0}))
+            await until(lambda: ended.called)  # noqa: B023
+            clock.advance(10)
+            assert crawler.stats.get_value("deferkit/Sink/in") == count
+        await processor.close_spider_async()
+    assert not clock.getDelayedCalls()
 
 
 async def test_stacks_of_one_name_share_the_counts_of_their_steps() -> None:
