@@ -427,7 +427,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             raise ClosingError("ITEM_PIPELINES", errors)
 
     async def _close_pipelines(self, errors: list[BaseException]) -> None:
-        begun: dict[str, Deferred[Any]] = {}
+        # No dict: pipelines may inherit one method, and so have one name.
+        begun: list[tuple[str, Deferred[Any]]] = []
         for method in self.methods["close_spider"]:
             assert method is not None
             has_name = hasattr(method, "__qualname__")
@@ -437,12 +438,13 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 result: Any = method(self._spider) if wants_spider else method()
                 if is_pending(result):
                     deferred: Deferred[Any] = to_deferred(result)
-                    begun[name] = deferred.addErrback(self._note_failed_close, name, errors)
+                    deferred.addErrback(self._note_failed_close, name, errors)
+                    begun.append((name, deferred))
             except _ERRORS:
                 self._note_failed_close(Failure(), name, errors)
         warning = self._warn_while_closing(begun)
         try:
-            for deferred in begun.values():
+            for _, deferred in begun:
                 await settled(deferred)
         finally:
             warning.cancel()
@@ -456,9 +458,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
         extra = {"spider": self._spider}
         logger.error("%s failed: %s", name, text_of(error), exc_info=error, extra=extra)
 
-    def _warn_while_closing(self, begun: dict[str, Deferred[Any]]) -> Repeated:
+    def _warn_while_closing(self, begun: list[tuple[str, Deferred[Any]]]) -> Repeated:
         def warn() -> None:
-            names = ", ".join(name for name, deferred in begun.items() if not deferred.called)
+            names = ", ".join(name for name, deferred in begun if not deferred.called)
             extra = {"spider": self._spider}
             logger.warning("The spider waits for %s to end", names, extra=extra)
 

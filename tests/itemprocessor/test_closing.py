@@ -148,6 +148,34 @@ async def test_what_is_long_in_closing_is_named_and_hides_no_failure(
     assert not clock.getDelayedCalls()
 
 
+class Heir(Fifth):
+    pass
+
+
+class SlowHeir(Fifth):
+    async def close_spider(self) -> None:
+        for _ in range(20):
+            await turn()
+        await super().close_spider()
+
+
+async def test_pipelines_that_inherit_one_method_are_all_awaited() -> None:
+    await crawl_with(SlowHeir, Heir, Fifth)
+    assert events == ["Fifth closed"] * 3
+    events.clear()
+    settings = {"ITEM_PIPELINES": {Endless: 1, type("Other", (Endless,), {}): 2}}
+    processor = DeferKitItemProcessor.from_crawler(mock_crawler(settings))
+    ended: list[Any] = []
+    to_deferred(processor.close_spider_async()).addBoth(ended.append)
+    first, second = processor.middlewares
+    for each in (second, first):
+        for _ in range(5):
+            await turn()
+        assert not ended
+        each.ended.callback(None)
+    await until(lambda: ended)
+
+
 async def test_the_last_pipeline_is_closed_first() -> None:
     await crawl_with(First, AlsoAtOnce)
     assert events == ["AlsoAtOnce closed", "First closed"]
