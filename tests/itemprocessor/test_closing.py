@@ -168,7 +168,7 @@ async def test_pipelines_that_inherit_one_method_are_all_awaited() -> None:
     ended: list[Any] = []
     to_deferred(processor.close_spider_async()).addBoth(ended.append)
     first, second = processor.middlewares
-    for each in (second, first):
+    for each in (first, second):
         for _ in range(5):
             await turn()
         assert not ended
