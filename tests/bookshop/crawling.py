@@ -7,12 +7,13 @@ import os
 import re
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from scrapy_deferkit.deadletters import DeadLetter, DeadLetters
+
+from .. import warm
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "example_project"
@@ -63,53 +64,25 @@ def replay(folder: Path, *options: str, settings: str = "", code: int) -> Crawl:
     return _run_scrapy(folder, ["deferkit", "replay", "books"], options, settings, code)
 
 
-def crawl_several(settings: dict[Path, str], books: int) -> dict[Path, Crawl]:
-    """Run a crawl for each folder with its settings, on asyncio, all in one process."""
-    for folder, lines in settings.items():
-        _change_settings(folder, lines)
-    command = [str(Path(__file__).with_name("several.py")), str(books), *map(str, settings)]
-    ended = _run(command, {"PYTHONPATH": _path(PROJECT)}, code=0)
-    return {folder: _left_in(folder, ended) for folder in settings}
-
-
 def _run_scrapy(
     folder: Path, command: list[str], options: tuple[str, ...], settings: str, code: int
 ) -> Crawl:
-    _change_settings(folder, settings)
-    places = {"PYTHONPATH": _path(folder), "SCRAPY_SETTINGS_MODULE": "changed_settings"}
-    command = ["-m", "scrapy", *command, "-a", f"db={folder / 'books.db'}", *options]
-    return _left_in(folder, _run(command, places, code))
-
-
-def _change_settings(folder: Path, lines: str) -> None:
     letters = f"DEFERKIT_DEAD_LETTERS_URL = {_letters(folder)!r}"
-    text = f"from bookshop.settings import *\n{letters}\n{lines}\n"
+    text = f"from bookshop.settings import *\n{letters}\n{settings}\n"
     (folder / "changed_settings.py").write_text(text, encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    ended = warm.run(
+        *("-m", "scrapy", *command, "-a", f"db={folder / 'books.db'}", *options),
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": path, "SCRAPY_SETTINGS_MODULE": "changed_settings"},
+        timeout=120,
+    )
+    assert ended.returncode == code, ended.stderr
+    return _left_in(folder, ended)
 
 
 def _letters(folder: Path) -> str:
     return f"sqlite:///{folder / 'letters.sqlite'}"
-
-
-def _path(folder: Path) -> str:
-    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
-
-
-def _run(
-    arguments: list[str], environment: dict[str, str], code: int
-) -> subprocess.CompletedProcess[str]:
-    ended = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=PROJECT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == code, ended.stderr
-    return ended
 
 
 def _left_in(folder: Path, ended: subprocess.CompletedProcess[str]) -> Crawl:

@@ -15,6 +15,8 @@ from bookshop.items import Book, Offer
 
 from .crawling import crawl, read_rows
 
+pytestmark = pytest.mark.no_runtime
+
 
 def put(path: Path, *books: Book) -> None:
     table = BookTable(path)

@@ -27,6 +27,7 @@ def book() -> Book:
     return Book("http://shop.example/1", title="The Quiet Ferry", upc="1")
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("module", ["items", "processors", "site.words"])
 def test_the_examples_in_docstrings_hold(module: str) -> None:
     failed, tried = doctest.testmod(importlib.import_module(f"bookshop.{module}"))
@@ -34,21 +35,25 @@ def test_the_examples_in_docstrings_hold(module: str) -> None:
     assert not failed
 
 
+@pytest.mark.no_runtime
 def test_a_book_needs_a_upc() -> None:
     with pytest.raises(IncompletePage):
         processors.require_upc(Book("http://shop.example/1"))
 
 
+@pytest.mark.no_runtime
 def test_a_title_has_single_spaces() -> None:
     book = processors.tidy_title(Book("", title="\n The  Quiet\n Ferry "))
     assert book.title == "The Quiet Ferry"
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(("text", "kept"), [(" \n ", None), (None, None), (" A. ", "A.")])
 def test_a_description_says_something_or_is_none(text: str | None, kept: str | None) -> None:
     assert processors.tidy_description(Book("", description=text)).description == kept
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("text", ["", "£", "£--.--", "ask", "£1.5", "$5.00", "£ n/a", "£1,200.00"])
 def test_what_is_no_price_is_refused(text: str) -> None:
     with pytest.raises(UnreadableText):
@@ -75,18 +80,21 @@ async def test_a_price_comes_from_where_it_can(
     assert [(book.price, book.price_from) for book in run.scraped] == [(price, source)]
 
 
+@pytest.mark.no_runtime
 def test_stars_are_counted_in_words() -> None:
     assert processors.read_rating(Book("", rating_text="Four")).rating == 4
     with pytest.raises(UnreadableText):
         processors.read_rating(Book("", rating_text="Six"))
 
 
+@pytest.mark.no_runtime
 def test_stock_is_the_number_in_parentheses() -> None:
     assert processors.read_stock(Book("", stock_text="In stock (22 available)")).stock == 22
     with pytest.raises(UnreadableText):
         processors.read_stock(Book("", stock_text="In stock"))
 
 
+@pytest.mark.no_runtime
 def test_advertising_is_no_review() -> None:
     with pytest.raises(DropItem):
         processors.check_review(Review("x", "see http://x.invalid", 5))
@@ -106,6 +114,7 @@ async def test_a_book_whose_tax_is_not_known_is_not_sold(book: Book) -> None:
         await fetch(book)
 
 
+@pytest.mark.no_runtime
 def test_our_own_offer_wants_a_price(book: Book) -> None:
     failure = Failure(ServiceFailed("down"))
     assert processors.our_own_offer(failure, book).offers == []
@@ -163,6 +172,7 @@ async def test_a_page_is_dropped_failed_or_passed_with_whole_links() -> None:
         pages.drop_withdrawn(whole, withdrawn)
 
 
+@pytest.mark.no_runtime
 def test_an_outage_of_a_service_is_a_failure() -> None:
     service = Request("http://shop.example/api", meta={SERVICE: "reviews"})
     with pytest.raises(ServiceBusy):
@@ -171,6 +181,7 @@ def test_an_outage_of_a_service_is_a_failure() -> None:
     assert refuse_outage(Response(page.url, status=503), page).status == 503
 
 
+@pytest.mark.no_runtime
 def test_a_page_that_does_not_come_is_asked_for_once_more() -> None:
     page = Request("http://shop.example/1", callback=print, meta={"retry_times": 1, "depth": 2})
     again = try_otherwise(Failure(OSError()), page)
@@ -183,11 +194,13 @@ def test_a_page_that_does_not_come_is_asked_for_once_more() -> None:
     assert isinstance(try_otherwise(Failure(OSError()), again), Failure)
 
 
+@pytest.mark.no_runtime
 def test_a_request_that_was_refused_is_not_asked_again() -> None:
     failure = Failure(IgnoreRequest())
     assert try_otherwise(failure, Request("http://shop.example/1", callback=print)) is failure
 
 
+@pytest.mark.no_runtime
 def test_a_service_is_done_without() -> None:
     service = Request("http://shop.example/api", meta={SERVICE: "reviews"})
     stand_in = try_otherwise(Failure(OSError()), service)
@@ -210,5 +223,6 @@ async def test_a_label_without_a_price_says_whom_to_ask(book: Book) -> None:
     assert labelled.label == "The Quiet Ferry | ask at the desk | not reviewed"
 
 
+@pytest.mark.no_runtime
 def test_a_long_label_is_cut() -> None:
     assert len(labels.shorten("x" * 200)) == 100

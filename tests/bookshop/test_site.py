@@ -19,6 +19,8 @@ from bookshop.site.pages import make_pages
 
 from .crawling import PROJECT
 
+pytestmark = pytest.mark.no_runtime
+
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:

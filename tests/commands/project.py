@@ -15,6 +15,8 @@ import sqlalchemy as sa
 
 from scrapy_deferkit.deadletters import DeadLetter, DeadLetters, Failed
 
+from .. import warm
+
 FILES = {
     "scrapy.cfg": "[settings]\ndefault = shop.settings\n",
     "shop/__init__.py": "",
@@ -180,16 +182,8 @@ class Project:
         self, *arguments: str, code: int = 0, cwd: Path | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in a process of its own, which is to end with *code*."""
-        ended = subprocess.run(
-            self.command(*arguments),
-            cwd=cwd or self.folder,
-            env=self.environment(**variables),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            timeout=60,
-            check=False,
+        ended = warm.run(
+            "-m", "scrapy", *arguments, cwd=cwd or self.folder, env=self.environment(**variables)
         )
         assert ended.returncode == code, (ended.stdout, ended.stderr)
         return ended

@@ -12,6 +12,8 @@ import pytest
 from .conftest import Letters
 from .project import failed
 
+pytestmark = pytest.mark.no_runtime
+
 EDITOR = """
 import sys
 from pathlib import Path

@@ -12,6 +12,8 @@ from ..deadletters.failures import run_sql
 from .conftest import Letters
 from .project import failed
 
+pytestmark = pytest.mark.no_runtime
+
 HOUR = 3600.0
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrapy_deferkit.deadletters import ALL, DeadLetters
 
 from .failures import at, failed
+
+pytestmark = pytest.mark.no_runtime
 
 IDS = st.sampled_from("abc")
 OWNERS = st.sampled_from(["run 1", "run 2"])

@@ -14,6 +14,8 @@ from scrapy_deferkit.deadletters import DeadLetters, Selection
 
 from .failures import at, database, failed, run_sql
 
+pytestmark = pytest.mark.no_runtime
+
 BOOKS = Selection(spider="books")
 
 

@@ -15,6 +15,8 @@ from scrapy_deferkit.deadletters import ALL, DeadLetters, DeadLettersError, Sele
 
 from .failures import EPOCH, TRACEBACK, at, failed, run_sql
 
+pytestmark = pytest.mark.no_runtime
+
 
 def test_a_letter_comes_back_as_it_was_put_in(letters: DeadLetters) -> None:
     failure = failed("a", 5, missing="cover: a lock has no form", page_url=None, step=None)

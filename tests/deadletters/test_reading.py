@@ -12,6 +12,8 @@ from scrapy_deferkit.deadletters import ALL, DeadLetter, DeadLetters, DeadLetter
 
 from .failures import at, failed, run_sql
 
+pytestmark = pytest.mark.no_runtime
+
 
 def ids(letters: DeadLetters, selection: Selection = ALL) -> list[str]:
     return [letter.id for letter in letters.select(selection)]

@@ -14,6 +14,8 @@ from scrapy_deferkit.deadletters import ALL, DeadLetters, DeadLettersError
 
 from .failures import failed, run_sql
 
+pytestmark = pytest.mark.no_runtime
+
 VERSION = "SELECT value FROM deferkit_meta WHERE name = 'dead letters version'"
 
 

@@ -26,6 +26,8 @@ from scrapy_deferkit.deadletters import (
 from ..postgres import Postgres
 from .failures import database, failed, run_sql
 
+pytestmark = pytest.mark.no_runtime
+
 
 @contextmanager
 def lasting_trouble(what: str) -> Iterator[None]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from .. import warm
 from ..crawls.local_site import Site, page
+from ..scale import tenth_of
 
 pytestmark = pytest.mark.crawl
 
@@ -37,14 +39,7 @@ class Shop(scrapy.Spider):
 
 
 def run(directory: Path, *command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=directory,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = warm.run(*command, cwd=directory, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -85,7 +80,7 @@ class Shop(scrapy.Spider):
 
     def parse(self, response):
         for number in range(int(sys.argv[1])):
-            yield {"number": number, "text": "x" * 100 + str(number)}
+            yield {"number": number, "text": "x" * 1000 + str(number)}
 
 process = CrawlerProcess({
     "ADDONS": {"scrapy_deferkit.Addon": 500},
@@ -108,8 +103,9 @@ def test_ten_times_the_items_of_a_callback_and_a_slow_sink_need_no_more_memory(
     script.write_text(MEMORY)
 
     def peak(items: int) -> int:
-        return int(run(tmp_path, str(script), str(items)))
+        command = [sys.executable, str(script), str(items)]
+        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
     with ThreadPoolExecutor(2) as pool:
-        few, many = pool.map(peak, (10_000, 100_000))
+        few, many = pool.map(peak, (tenth_of(30_000), tenth_of(300_000)))
     assert many < few * 1.1

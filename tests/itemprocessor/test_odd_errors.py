@@ -60,6 +60,7 @@ class AtOnce:
         return fail_at_once(item)
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("kind", [NoAttributes, OddNotes])
 def test_an_exception_may_refuse_to_be_told_its_step(kind: type[Exception]) -> None:
     error = kind()

@@ -167,6 +167,7 @@ class Sink:
     """Writes into a table with a key, after a while; refuses some and drops some."""
 
     _table: sqlite3.Connection | None = None
+    _taken = 0
 
     def open_spider(self) -> None:
         self._table = sqlite3.connect(folder.path / "sink.sqlite", isolation_level=None)
@@ -183,6 +184,9 @@ class Sink:
         seconds = random.uniform(*PLAN["sink_seconds"]) / 2
         await sleep(seconds)
         number = item["n"]
+        if not self._takes_another():
+            while not (folder.path / "go").exists():
+                await sleep(0.01)
         if number % 50 in FAIL:
             raise ValueError(f"item {number} is bad")
         if number % 50 == DROPPED:
@@ -193,6 +197,10 @@ class Sink:
         folder.note("delivered", number)
         await sleep(seconds)
         return item
+
+    def _takes_another(self) -> bool:
+        self._taken += 1
+        return PLAN["hold_after"] is None or self._taken <= PLAN["hold_after"]
 
 
 async def enter_stack(item: Any, response: Any) -> Any:
@@ -402,14 +410,5 @@ def main(plan_path: Path) -> int:
     return int(process.bootstrap_failed)
 
 
-def serve() -> None:
-    """Run the crawls of the plans that standard input names, each in a fork: that starts fast."""
-    for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            os._exit(main(Path(line.rstrip("\n"))))
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])) if sys.argv[1:] else serve())
+    sys.exit(main(Path(sys.argv[1])))

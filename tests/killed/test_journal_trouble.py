@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from .. import warm
 from .jobs import Job
 
 pytestmark = pytest.mark.crawl
 
 
 def begin(job: Job) -> None:
-    job.start()
+    """Start a crawl, and wait until it is in the middle of its work, where it is held."""
+    job.start(hold_after=50)
     assert job.wait_until(lambda: len(job.folder.lines("delivered")) > 30), job.log
 
 
@@ -40,6 +40,7 @@ def test_a_journal_that_is_taken_away_closes_the_crawl(
     job = make_job(of_each_runtime, 400)
     begin(job)
     take_away(job.journal_path)
+    job.let_go()
     assert job.wait() == 0
     assert job.reason == "journal_error", job.log
     assert "start the crawl again, and let its JOBDIR be while it runs" in job.whole_log
@@ -55,6 +56,7 @@ def test_with_continue_the_crawl_goes_on_without_its_journal(
     job = make_job(of_each_runtime, 1500, settings={"DEFERKIT_JOURNAL_ON_ERROR": "continue"})
     begin(job)
     take_away(job.journal_path)
+    job.let_go()
     assert job.wait() == 0
     assert job.reason == "finished"
     assert int(job.stat("deferkit/journal/untracked")) > 0
@@ -79,6 +81,7 @@ def test_a_second_process_is_refused_and_writes_nothing(
         after = files_of(first.journal_path)
     finally:
         first.process.send_signal(signal.SIGCONT)
+    first.let_go()
     said = f"The crawl does not begin: the journal {first.journal_path} is in use by process"
     assert f"{said} {first.process.pid}" in second.whole_log
     assert second.entered == set()
@@ -103,11 +106,8 @@ def test_the_command_that_is_refused_exits_with_an_error(make_job: Callable[...,
         "        yield {'n': 1}\n"
     )
     addons = json.dumps({"scrapy_deferkit.Addon": 1})
-    command = [sys.executable, "-m", "scrapy", "runspider", str(spider)]
     settings = ["-s", f"JOBDIR={jobdir}", "-s", f"ADDONS={addons}"]
-    ended = subprocess.run(
-        [*command, *settings], capture_output=True, text=True, check=False, cwd=job.folder.path
-    )
+    ended = warm.run("-m", "scrapy", "runspider", str(spider), *settings, cwd=job.folder.path)
     holder.close()
     assert "is in use by" in ended.stderr
     assert ended.returncode != 0

@@ -18,7 +18,7 @@ def test_what_a_middleware_has_gathered_is_not_lost_with_the_process(
 ) -> None:
     settings = {"SPIDER_MIDDLEWARES": {STACK: 50, "__main__.Gathers": 40}, "CONCURRENT_ITEMS": 2}
     job = make_job(of_each_runtime, 100, has_stack=True, settings=settings)
-    job.start()
+    job.start(hold_after=50)
     assert job.wait_until(lambda: len(job.folder.lines("delivered")) > 30), job.log
     job.stop()
     job.finish()

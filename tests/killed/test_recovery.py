@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .jobs import RUNTIMES, Job, Server
+from .jobs import RUNTIMES, Job
 
 pytestmark = pytest.mark.crawl
 
@@ -31,13 +30,6 @@ ITEMS = 16
 PLAN: dict[str, Any] = {"items": ITEMS, "per_page": 4, "has_stack": True}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
-
-
 @pytest.fixture(scope="module", params=RUNTIMES)
 def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A job whose crawl was killed with all its items in flight."""
@@ -57,9 +49,9 @@ def job(killed: Job, tmp_path: Path) -> Job:
     return Job(path, killed.plan["runtime"], **PLAN)
 
 
-def check_that_they_go_first(job: Job, server: Server, **plan: Any) -> None:
+def check_that_they_go_first(job: Job, **plan: Any) -> None:
     before = len(job.folder.lines("entered"))
-    assert server.run(job, **plan) == 0, job.log
+    assert job.run(**plan) == 0, job.log
     entered = [int(line) for line in job.folder.lines("entered")[before:]]
     assert set(list(dict.fromkeys(entered))[:ITEMS]) == set(range(ITEMS)), job.log
     ended = job.rows().keys() | job.dead().keys() | job.numbers("dropped").keys()
@@ -69,40 +61,34 @@ def check_that_they_go_first(job: Job, server: Server, **plan: Any) -> None:
 
 
 @pytest.mark.parametrize("spider", SPIDERS)
-def test_whatever_the_spider_does_unfinished_items_go_first(
-    job: Job, server: Server, spider: str
-) -> None:
-    check_that_they_go_first(job, server, spider=spider)
+def test_whatever_the_spider_does_unfinished_items_go_first(job: Job, spider: str) -> None:
+    check_that_they_go_first(job, spider=spider)
 
 
 @pytest.mark.parametrize("settings", IN_THE_WAY.values(), ids=IN_THE_WAY)
 def test_whatever_is_in_the_way_unfinished_items_go_first(
-    job: Job, server: Server, settings: dict[str, Any]
+    job: Job, settings: dict[str, Any]
 ) -> None:
     middlewares = settings.get("SPIDER_MIDDLEWARES")
     if middlewares:
         stack = {"scrapy_deferkit.StackSpiderMiddleware": 50}
         settings = {"SPIDER_MIDDLEWARES": {**stack, **middlewares}}
-    check_that_they_go_first(job, server, settings=settings)
+    check_that_they_go_first(job, settings=settings)
 
 
-def test_where_no_request_is_scheduled_unfinished_items_stay_and_the_crawl_ends(
-    job: Job, server: Server
-) -> None:
+def test_where_no_request_is_scheduled_unfinished_items_stay_and_the_crawl_ends(job: Job) -> None:
     settings = {"EXTENSIONS": {"__main__.LosesRequests": 1}}
-    assert server.run(job, spider="StartsWithItems", settings=settings) == 0, job.log
+    assert job.run(spider="StartsWithItems", settings=settings) == 0, job.log
     assert job.reason == "finished"
     assert {number for number, _ in job.unfinished()} == set(range(ITEMS))
     assert job.rows().keys() >= {100, 101}
 
 
 @pytest.mark.parametrize("position", [1, 100])
-def test_no_spider_middleware_sees_an_unfinished_item(
-    job: Job, server: Server, position: int
-) -> None:
+def test_no_spider_middleware_sees_an_unfinished_item(job: Job, position: int) -> None:
     middlewares = {
         "scrapy_deferkit.StackSpiderMiddleware": 50,
         "__main__.FiltersOutput": position,
     }
-    check_that_they_go_first(job, server, settings={"SPIDER_MIDDLEWARES": middlewares})
+    check_that_they_go_first(job, settings={"SPIDER_MIDDLEWARES": middlewares})
     assert job.folder.lines("filtered") == []

@@ -19,8 +19,8 @@ GRACEFULLY = "shutting down gracefully"
 
 
 def begin(job: Job) -> None:
-    """Start a crawl, and wait until it is in the middle of its work."""
-    job.start()
+    """Start a crawl, and wait until it is in the middle of its work, where it is held."""
+    job.start(hold_after=50)
     assert job.wait_until(lambda: len(job.folder.lines("entered")) > 60), job.log
 
 
@@ -38,12 +38,14 @@ def test_a_crawl_that_is_asked_to_stop_ends_its_items_and_goes_on_later(
     make_job: Callable[..., Job],
     of_each_runtime: str,
     number: signal.Signals,
-    capsys: pytest.CaptureFixture[str],
+    tell: Callable[[str], None],
 ) -> None:
     few_pages = {"SCRAPER_SLOT_MAX_ACTIVE_SIZE": 4000, "CONCURRENT_REQUESTS": 2}
     job = make_job(of_each_runtime, 600, has_stack=True, settings=few_pages)
     begin(job)
     send(job, number)
+    assert job.wait_until(has_logged(job, GRACEFULLY))
+    job.let_go()
     assert job.wait() == 0
     assert job.reason == "shutdown"
     assert job.unfinished() == []
@@ -51,32 +53,31 @@ def test_a_crawl_that_is_asked_to_stop_ends_its_items_and_goes_on_later(
     job.finish()
     told = job.check()
     assert told.endswith(" 0 delivered twice")
-    with capsys.disabled():
-        print(f"\n{of_each_runtime}, {number.name}: {told}")
+    tell(f"{of_each_runtime}, {number.name}: {told}")
 
 
 def test_ctrl_c_twice_loses_nothing(
-    make_job: Callable[..., Job], of_each_runtime: str, capsys: pytest.CaptureFixture[str]
+    make_job: Callable[..., Job], of_each_runtime: str, tell: Callable[[str], None]
 ) -> None:
-    job = make_job(of_each_runtime, 200, has_stack=True, sink_seconds=[0.1, 0.4])
+    job = make_job(of_each_runtime, 200, has_stack=True)
     begin(job)
     send(job, signal.SIGINT)
     assert job.wait_until(has_logged(job, GRACEFULLY))
     send(job, signal.SIGINT)
     job.wait()
     unfinished = len(job.unfinished())
-    assert unfinished, "the second one came too late"
+    assert unfinished
     job.finish()
-    told = job.check(may_be_cancelled=True)
-    with capsys.disabled():
-        print(f"\n{of_each_runtime}, SIGINT twice, {unfinished} were in flight: {told}")
+    # Without a reactor, Scrapy then cancels what is in flight: that is kept, and is taken up too.
+    told = job.check(may_be_cancelled=True, may_be_doubled=of_each_runtime == "none")
+    tell(f"{of_each_runtime}, SIGINT twice, {unfinished} were in flight: {told}")
 
 
 def test_postgresql_that_crashes_and_comes_back_gets_every_dead_letter(
     make_job: Callable[..., Job],
     of_each_runtime: str,
     postgres: object,
-    capsys: pytest.CaptureFixture[str],
+    tell: Callable[[str], None],
 ) -> None:
     job = make_job(of_each_runtime, 600)
     job.letters_url = postgres.create_schema()
@@ -86,13 +87,13 @@ def test_postgresql_that_crashes_and_comes_back_gets_every_dead_letter(
     }
     begin(job)
     postgres.stop()
+    job.let_go()
     assert job.wait_until(has_logged(job, "Trying again")), job.log
     postgres.start()
     assert job.wait() == 0
     assert job.reason == "finished"
     told = job.check()
-    with capsys.disabled():
-        print(f"\n{of_each_runtime}, PostgreSQL away for a while: {told}")
+    tell(f"{of_each_runtime}, PostgreSQL away for a while: {told}")
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_item(
     of_each_runtime: str,
     small_disk: Path,
     on_error: str,
-    capsys: pytest.CaptureFixture[str],
+    tell: Callable[[str], None],
 ) -> None:
     job = make_job(of_each_runtime, 600)
     job.letters_url = f"sqlite:///{small_disk}/letters.sqlite"
@@ -136,6 +137,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_item(
     }
     begin(job)
     filler = fill(small_disk)
+    job.let_go()
     assert job.wait_until(has_logged(job, "make room on the disk")), job.log
     until = time.monotonic() + 1
     job.wait_until(lambda: time.monotonic() > until)
@@ -146,5 +148,4 @@ def test_a_disk_that_is_full_for_a_while_costs_no_item(
     assert reasons <= {"journal_error" if on_error == "close" else "finished", "shutdown"}, job.log
     job.finish()
     told = job.check()
-    with capsys.disabled():
-        print(f"\n{of_each_runtime}, disk full, {on_error!r}, closed with {reasons}: {told}")
+    tell(f"{of_each_runtime}, disk full, {on_error!r}, closed with {reasons}: {told}")
