@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
 from typing import NamedTuple
+
+from .scale import VARIABLE
 
 # pytest-twisted installs the reactor; blocked (its plugin is called `twisted`), there is none.
 RUNTIMES = {
@@ -14,6 +17,10 @@ RUNTIMES = {
     "twisted": ("Twisted's default reactor", ["--reactor=default"]),
     "none": ("no reactor", ["-p", "no:twisted"]),
 }
+ONCE = "not crawl and not no_runtime"
+"""What is left for the second runtime and the third."""
+QUICK = ("asyncio", "not crawl")
+
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 
 # `-I` keeps the working directory off the path: what is tested is what is installed.
@@ -39,6 +46,13 @@ class Run(NamedTuple):
         return self.exit_code != 0 and not (self.result == "no tests" and self.may_be_empty)
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return our own options, and those that are pytest's."""
     parser = argparse.ArgumentParser(
@@ -46,11 +60,27 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         description="Run the suite on each of Scrapy's runtimes. All other options go to pytest.",
         allow_abbrev=False,
     )
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument(
+        "--quick", action="store_true", help="one runtime, and no whole crawls: one minute"
+    )
+    extent.add_argument(
+        "--full",
+        action="store_true",
+        help="kill, replay and store all that there is, and not a tenth of it: half an hour",
+    )
     parser.add_argument(
         "--runtime",
         action="append",
         choices=RUNTIMES,
         help="run on this runtime (repeatable; all three by default)",
+    )
+    parser.add_argument(
+        "-n",
+        dest="workers",
+        type=int,
+        default=max(2, usable_cores()),
+        help="tests at a time (by default as many as there are cores, and 2 at least); 0 to debug",
     )
     parser.add_argument("-m", dest="markers", default="", help="as pytest's own")
     parser.add_argument("--cov", action="store_true", help="measure coverage over all runs")
@@ -60,9 +90,9 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def run_suite(
     runtime: str, pytest_options: list[str], *, markers: str, cov: bool, first: bool
 ) -> Run:
-    """Run pytest on one runtime; the crawls that no runtime matters to run the first time only."""
+    """Run pytest on one runtime; what no runtime matters to runs the first time only."""
     description, options = RUNTIMES[runtime]
-    wanted = [markers] if first else [markers, "not crawl"]
+    wanted = [markers] if first else [markers, ONCE]
     expression = " and ".join(f"({each})" for each in wanted if each)
     print(f"\n##### {runtime}: {description}\n", flush=True)
     pytest = [*PYTHON, *(["coverage", "run", "-p", "-m"] if cov else []), "pytest"]
@@ -82,13 +112,22 @@ def main(argv: list[str]) -> int:
     """Run the suite on each runtime in turn, and return 0 if it passed on all."""
     arguments, pytest_options = parse_arguments(argv)
     runtimes = list(dict.fromkeys(arguments.runtime or RUNTIMES))
+    markers = arguments.markers
+    if arguments.quick:
+        runtimes = arguments.runtime or [QUICK[0]]
+        markers = f"({markers}) and {QUICK[1]}" if markers else QUICK[1]
+    elif arguments.full:
+        os.environ[VARIABLE] = "1"
+        print("All of it, on three runtimes: half an hour on two cores.")
+    elif not argv:
+        print("The suite on three runtimes: 3 to 5 minutes on two cores (--quick: one minute).")
     if arguments.cov:
         subprocess.run([*PYTHON, "coverage", "erase"], check=True)
     runs = [
         run_suite(
             runtime,
-            pytest_options,
-            markers=arguments.markers,
+            ["-n", str(arguments.workers), *pytest_options],
+            markers=markers,
             cov=arguments.cov,
             first=runtime == runtimes[0],
         )

@@ -7,19 +7,28 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import hypothesis
 import pytest
+import scrapy
 from scrapy.utils.defer import deferred_from_coro
 from scrapy.utils.reactor import is_reactor_installed
 from twisted.internet.defer import Deferred
 from twisted.logger import globalLogPublisher
 
+import scrapy_deferkit
+
+from .marks import no_runtime_is_touched
+
 hypothesis.settings.register_profile(
     "deferkit", deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
 hypothesis.settings.load_profile("deferkit")
+
+KEPT_TOGETHER = ("test_runtimes.py", "test_real_site.py")
+"""Files whose tests share what takes long to make."""
 
 
 HANGS_AFTER = 60
@@ -61,6 +70,53 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     else:
         pyfuncitem.obj(**arguments)
     return True
+
+
+def pytest_report_header() -> str:
+    """Say what is tested: the installed package, not the checkout beside the tests."""
+    return f"scrapy-deferkit: {scrapy_deferkit.__file__}, Scrapy {scrapy.__version__}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker one test after the other, and the files that are kept together first."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if file.endswith(KEPT_TOGETHER) else nodeid
+
+    return Scheduling(config, log)
+
+
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """What a test measures, for the end of the run: ``tell("3 kills, nothing lost")``."""
+    return lambda text: request.node.user_properties.append(("told", text))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show what tests have told."""
+    reports = [it for some in terminalreporter.stats.values() for it in some]
+    told = [
+        text
+        for it in reports
+        if getattr(it, "when", None) == "call"
+        for name, text in it.user_properties
+        if name == "told"
+    ]
+    if told:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(told))
+
+
+@pytest.fixture(autouse=True)
+def as_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let no runtime be touched by a test that is marked so."""
+    is_marked = request.node.get_closest_marker("no_runtime") is not None
+    with no_runtime_is_touched() if is_marked else nullcontext():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,7 @@ def all_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
+@pytest.mark.no_runtime
 def test_the_item_processor_and_the_report_are_switched_on_and_one_line_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -56,6 +57,7 @@ def test_the_item_processor_and_the_report_are_switched_on_and_one_line_says_so(
     assert not messages(caplog, "WARNING")
 
 
+@pytest.mark.no_runtime
 def test_the_line_tells_of_no_limits(caplog: pytest.LogCaptureFixture) -> None:
     settings_of(DEFERKIT_CONCURRENT_ITEMS=0, DEFERKIT_ITEM_TIMEOUT=0, DEFERKIT_REPORT=False)
     (line,) = messages(caplog, "INFO")
@@ -63,6 +65,7 @@ def test_the_line_tells_of_no_limits(caplog: pytest.LogCaptureFixture) -> None:
     assert "report" not in line
 
 
+@pytest.mark.no_runtime
 def test_an_item_processor_that_was_set_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     path = "scrapy.pipelines.ItemPipelineManager"
     assert settings_of(ITEM_PROCESSOR=path)["ITEM_PROCESSOR"] == path
@@ -73,12 +76,14 @@ def test_an_item_processor_that_was_set_is_kept(caplog: pytest.LogCaptureFixture
     assert "the item processor" not in line
 
 
+@pytest.mark.no_runtime
 def test_one_that_is_derived_from_ours_counts_as_ours(caplog: pytest.LogCaptureFixture) -> None:
     assert settings_of(ITEM_PROCESSOR=OwnProcessor)["ITEM_PROCESSOR"] is OwnProcessor
     assert not messages(caplog, "WARNING")
     assert "the item processor" in messages(caplog, "INFO")[0]
 
 
+@pytest.mark.no_runtime
 def test_the_delivery_stands_next_to_the_engine() -> None:
     settings = Settings({"ADDONS": {"scrapy_deferkit.Addon": 500}})
     near, far = type("Near", (), {}), type("Far", (), {})
@@ -88,6 +93,7 @@ def test_the_delivery_stands_next_to_the_engine() -> None:
     assert enabled[0] is DeliverySpiderMiddleware
 
 
+@pytest.mark.no_runtime
 def test_what_another_add_on_has_set_is_kept() -> None:
     settings = Settings({"ADDONS": {"scrapy_deferkit.Addon": 500}})
     settings.set("ITEM_PROCESSOR", "scrapy.pipelines.ItemPipelineManager", "addon")
@@ -98,6 +104,7 @@ def test_what_another_add_on_has_set_is_kept() -> None:
     assert settings["DEFERKIT_DEAD_LETTERS"] is True
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("off", [False, 0, "False", "0"])
 def test_a_report_that_was_switched_off_stays_off(off: Any) -> None:
     settings = settings_of(DEFERKIT_REPORT=off)
@@ -106,6 +113,7 @@ def test_a_report_that_was_switched_off_stays_off(off: Any) -> None:
     assert not any(isinstance(it, Report) for it in crawler.extensions.middlewares)
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("name", [Report, "scrapy_deferkit.report.Report"])
 @pytest.mark.parametrize("priority", [None, 7])
 def test_an_extension_that_was_set_keeps_its_priority(name: Any, priority: Any) -> None:
@@ -115,6 +123,7 @@ def test_an_extension_that_was_set_keeps_its_priority(name: Any, priority: Any) 
     assert len(reports) == (0 if priority is None else 1)
 
 
+@pytest.mark.no_runtime
 def test_what_a_spider_sets_wins(caplog: pytest.LogCaptureFixture) -> None:
     class Own(Shop):
         custom_settings = {"ITEM_PROCESSOR": OwnProcessor, "DEFERKIT_CONCURRENT_ITEMS": 7}
@@ -144,6 +153,7 @@ async def test_two_crawls_of_one_process_have_counts_of_their_own() -> None:
         assert trace.crawler.stats.get_value("deferkit/Pipeline/in") == count
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
@@ -171,6 +181,7 @@ BAD = {
 }
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, values in BAD.items() for value in values]
 )

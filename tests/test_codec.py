@@ -36,6 +36,8 @@ from scrapy_deferkit.codec import Codec, CodecError, UnstorableValue
 from . import codec_items as shop
 from .items import KINDS, SlotsDataclass
 
+pytestmark = pytest.mark.no_runtime
+
 HERE = shop.__name__
 CODEC = Codec([HERE.split(".")[0]])
 

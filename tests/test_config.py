@@ -24,6 +24,8 @@ from scrapy_deferkit import (
 )
 from scrapy_deferkit.testing import mock_crawler
 
+pytestmark = pytest.mark.no_runtime
+
 
 def clean_title(item: Any) -> Any:
     return item

@@ -44,6 +44,7 @@ async def test_the_readme_does_what_it_says_around_its_code() -> None:
     assert [failed.step for failed in run.failed] == ["shop/clean_title"]
 
 
+@pytest.mark.no_runtime
 def test_the_first_two_sh_blocks_are_the_two_commands() -> None:
     blocks = SHELL.findall((ROOT / "README.md").read_text())
     crawl, test = blocks[:2]
@@ -52,6 +53,7 @@ def test_the_first_two_sh_blocks_are_the_two_commands() -> None:
     assert test.endswith("python -m tests\n")
 
 
+@pytest.mark.no_runtime
 def test_every_public_name_is_in_the_documents() -> None:
     import scrapy_deferkit
 
@@ -60,6 +62,7 @@ def test_every_public_name_is_in_the_documents() -> None:
     assert not missing
 
 
+@pytest.mark.no_runtime
 def test_every_setting_is_in_the_documents() -> None:
     text = "\n".join(document.read_text() for document in DOCUMENTS)
     source = (ROOT / "scrapy_deferkit" / "_config.py").read_text()

@@ -300,6 +300,7 @@ async def test_cancelling_consumes_what_the_cancelled_fail_with() -> None:
     gc.collect()  # an unheard failure would be logged now
 
 
+@pytest.mark.no_runtime
 def test_a_gate_opens_once() -> None:
     gate = Gate([])
     gate.open("first")
@@ -307,6 +308,7 @@ def test_a_gate_opens_once() -> None:
     assert gate.deferred.result == "first"
 
 
+@pytest.mark.no_runtime
 def test_cancelling_a_gate_cancels_them_all_and_nothing_opens_it_then() -> None:
     def open_it(deferred: Deferred[Any]) -> None:
         gate.open("too late")

@@ -18,6 +18,8 @@ from scrapy_deferkit.merge import set_fields
 
 from .items import KINDS, Dataclass, FrozenAttrs, ScrapyItem
 
+pytestmark = pytest.mark.no_runtime
+
 
 def value_of(item: Any, field: str) -> Any:
     """Look a field up without the package's help."""

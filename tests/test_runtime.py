@@ -181,6 +181,7 @@ async def test_what_is_spawned_and_fails_is_heard() -> None:
     assert failures[0].type is Boom
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("value", [None, "item", ["item"], (n for n in range(3)), Failure(Boom())])
 def test_ordinary_values_are_not_awaitable(value: object) -> None:
     assert not is_awaitable(value)
@@ -193,11 +194,13 @@ async def test_coroutines_and_deferreds_are_awaitable() -> None:
     await coroutine
 
 
+@pytest.mark.no_runtime
 def test_time_does_not_go_back() -> None:
     assert monotonic() <= monotonic()
     assert now() <= now()
 
 
+@pytest.mark.no_runtime
 def test_a_timer_calls_when_its_time_has_come_and_once() -> None:
     clock = Clock()
     called: list[int] = []
@@ -210,6 +213,7 @@ def test_a_timer_calls_when_its_time_has_come_and_once() -> None:
     assert called == [1]
 
 
+@pytest.mark.no_runtime
 def test_a_timer_can_be_cancelled_at_any_time() -> None:
     clock = Clock()
     called: list[int] = []
@@ -256,6 +260,7 @@ async def test_cancelled_sleep_leaves_no_timer_behind() -> None:
         assert clock.getDelayedCalls() == []
 
 
+@pytest.mark.no_runtime
 def test_the_clock_is_put_back_whatever_happens() -> None:
     clock = Clock()
     clock.advance(-1e9)

@@ -45,6 +45,7 @@ def counted(*values: float) -> Latencies:
     return latencies
 
 
+@pytest.mark.no_runtime
 @given(durations, st.sampled_from([1, 25, 50, 90, 95, 99, 99.9, 100]))
 def test_a_percentile_is_that_of_the_sorted_durations_to_within_an_eighth(
     values: list[float], percent: float
@@ -55,6 +56,7 @@ def test_a_percentile_is_that_of_the_sorted_durations_to_within_an_eighth(
     assert found <= exact * 1.125
 
 
+@pytest.mark.no_runtime
 @given(st.lists(durations, max_size=4))
 def test_it_does_not_matter_when_durations_are_folded(parts: list[list[float]]) -> None:
     at_once, in_parts = counted(*chain.from_iterable(parts)), Latencies()
@@ -68,11 +70,13 @@ def test_it_does_not_matter_when_durations_are_folded(parts: list[list[float]]) 
         assert at_once.percentile(percent) == in_parts.percentile(percent)
 
 
+@pytest.mark.no_runtime
 def test_without_durations_all_figures_are_0() -> None:
     empty = Latencies()
     assert (empty.count, empty.total, empty.longest, empty.percentile(99)) == (0, 0, 0, 0)
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("value", [0.0, 1e-9, 1e9])
 def test_durations_off_the_scale_are_counted_too(value: float) -> None:
     latencies = counted(value, value)

@@ -80,6 +80,7 @@ async def test_a_crawler_has_what_components_ask_for() -> None:
     assert heard == ["A"]
 
 
+@pytest.mark.no_runtime
 def test_a_crawler_has_its_spider_and_the_settings_of_its_class() -> None:
     crawler = mock_crawler({"BOT_NAME": "project", "DOWNLOAD_DELAY": 3}, Shop)
     assert type(crawler.spider) is Shop
@@ -89,6 +90,7 @@ def test_a_crawler_has_its_spider_and_the_settings_of_its_class() -> None:
     assert crawler.settings.getint("DOWNLOAD_DELAY") == 3
 
 
+@pytest.mark.no_runtime
 def test_a_crawler_takes_an_instance_of_a_spider_as_it_is() -> None:
     spider = Shop(site="https://shop.example")
     crawler = mock_crawler(spider=spider)
@@ -99,6 +101,7 @@ def test_a_crawler_takes_an_instance_of_a_spider_as_it_is() -> None:
     assert spider.site == "https://shop.example"
 
 
+@pytest.mark.no_runtime
 def test_a_spider_class_without_a_name_gets_one() -> None:
     class Nameless(CrawlSpider):
         rules = ()
@@ -108,6 +111,7 @@ def test_a_spider_class_without_a_name_gets_one() -> None:
     assert crawler.spider.name
 
 
+@pytest.mark.no_runtime
 def test_crawlers_share_nothing() -> None:
     settings = {"LISTED": [1]}
     first, second = mock_crawler(settings), mock_crawler(settings)

@@ -13,6 +13,8 @@ from twisted.internet.task import Clock
 from scrapy_deferkit._runtime import clock_set_to
 from scrapy_deferkit._watchdog import FIRST_WARNING, GRACE, Watchdog
 
+pytestmark = pytest.mark.no_runtime
+
 Event = tuple[float, int, str]
 
 

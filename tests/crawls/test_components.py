@@ -204,7 +204,9 @@ async def test_the_engine_stops_when_a_middleware_cannot_be_opened(site: Site, w
 
 
 @pytest.mark.parametrize("stack", [Chain, Parallel])
-@pytest.mark.parametrize("pipeline", [Old, f"{__name__}.Old", Old("instance")], ids=str)
+@pytest.mark.parametrize(
+    "pipeline", [Old, f"{__name__}.Old", Old("instance")], ids=["class", "path", "instance"]
+)
 async def test_an_old_pipeline_is_served_its_spider(site: Site, stack: Any, pipeline: Any) -> None:
     site["/"] = page({"title": "A"})
     settings = {"ITEM_PIPELINES": {StackPipeline: 1}, "DEFERKIT_STACK": stack(pipeline)}

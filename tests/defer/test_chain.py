@@ -71,6 +71,7 @@ async def test_the_two_faces_agree(kinds: list[str], input: Any, args: Any, kwar
     assert generated.without_identity(one) == generated.without_identity(other)
 
 
+@pytest.mark.no_runtime
 def test_plain_callbacks_have_all_run_when_it_returns() -> None:
     chained = process_chain([str.strip, str.title], "  a light in the attic ")
     assert chained.result == "A Light In The Attic"
@@ -83,10 +84,12 @@ async def test_the_coroutine_does_not_wait_where_nothing_is_pending() -> None:
     assert ended.value.value == "A Light In The Attic"
 
 
+@pytest.mark.no_runtime
 def test_none_is_passed_on() -> None:
     assert process_chain([lambda _: None, lambda value: [value]], "item").result == [None]
 
 
+@pytest.mark.no_runtime
 def test_the_next_callback_waits_for_the_deferred_before_it() -> None:
     waiting: Deferred[str] = Deferred()
     chained = process_chain([lambda _: waiting, str.title], "item")
@@ -140,12 +143,14 @@ async def test_cancelling_who_awaits_it_does_likewise(kind: str) -> None:
     assert len(observed.run.cancelled) == len(observed.run.calls) == 1
 
 
+@pytest.mark.no_runtime
 def test_cancelling_what_has_ended_changes_nothing() -> None:
     chained = process_chain([str.title], "item")
     chained.cancel()
     assert chained.result == "Item"
 
 
+@pytest.mark.no_runtime
 def test_a_callback_that_is_cancelled_by_another_hand_is_a_failure_like_any_other() -> None:
     waiting: Deferred[str] = Deferred()
     chained = process_chain([lambda _: waiting], "item")
@@ -155,6 +160,7 @@ def test_a_callback_that_is_cancelled_by_another_hand_is_a_failure_like_any_othe
     assert failures[0].type is CancelledError
 
 
+@pytest.mark.no_runtime
 def test_a_callback_may_cancel_the_chain_that_it_is_in() -> None:
     waiting: Deferred[str] = Deferred()
     called: list[str] = []
@@ -171,6 +177,7 @@ def test_a_callback_may_cancel_the_chain_that_it_is_in() -> None:
     assert called == []
 
 
+@pytest.mark.no_runtime
 def test_what_a_callback_that_cancels_its_chain_leaves_outstanding_is_cancelled() -> None:
     waiting: Deferred[str] = Deferred()
     outstanding: Deferred[str] = Deferred()

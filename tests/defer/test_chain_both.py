@@ -103,6 +103,7 @@ def raise_boom(_: Any) -> Any:
     raise Boom("boom")
 
 
+@pytest.mark.no_runtime
 def test_an_errback_does_not_catch_its_own_callback() -> None:
     chained = process_chain_both([raise_boom], [recover], "item")
     failures: list[Any] = []
@@ -110,16 +111,19 @@ def test_an_errback_does_not_catch_its_own_callback() -> None:
     assert failures[0].type is Boom
 
 
+@pytest.mark.no_runtime
 def test_an_errback_catches_the_callbacks_before_it_and_the_chain_goes_on() -> None:
     chained = process_chain_both([raise_boom, None, str.title], [None, recover, None], "item")
     assert chained.result == "Recovered From Boom"
 
 
+@pytest.mark.no_runtime
 def test_an_input_that_is_a_failure_starts_with_the_errbacks() -> None:
     chained = process_chain_both([raise_boom], [recover], Failure(Boom("before")))
     assert chained.result == "recovered from before"
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("helper", FACES)
 @pytest.mark.parametrize(("callbacks", "errbacks"), [([], [recover]), ([str.title, None], [None])])
 def test_unequal_lengths_are_refused_at_the_call(
@@ -131,6 +135,7 @@ def test_unequal_lengths_are_refused_at_the_call(
         helper(callbacks, errbacks, "item")
 
 
+@pytest.mark.no_runtime
 def test_iterators_will_do() -> None:
     chained = process_chain_both(iter([str.title]), iter([None]), "item")
     assert chained.result == "Item"
@@ -186,6 +191,7 @@ async def test_cancelling_who_awaits_it_is_seen_by_no_errback(kind: str) -> None
     assert len(observed.run.cancelled) == len(observed.run.calls) == 1
 
 
+@pytest.mark.no_runtime
 def test_a_callback_that_is_cancelled_by_another_hand_can_be_recovered_from() -> None:
     waiting: Deferred[Any] = Deferred()
     chained = process_chain_both([lambda _: waiting, None], [None, lambda _: "recovered"], "item")
@@ -201,6 +207,7 @@ async def test_awaited_no_errback_sees_a_cancellation(cancellation: type[BaseExc
             await coroutine
 
 
+@pytest.mark.no_runtime
 def test_a_callback_may_cancel_the_chain_that_it_is_in() -> None:
     waiting: Deferred[str] = Deferred()
     called: list[Any] = []
@@ -218,6 +225,7 @@ def test_a_callback_may_cancel_the_chain_that_it_is_in() -> None:
     assert called == []
 
 
+@pytest.mark.no_runtime
 def test_what_an_errback_that_cancels_its_chain_leaves_outstanding_is_cancelled() -> None:
     waiting: Deferred[str] = Deferred()
     outstanding: Deferred[str] = Deferred()

@@ -112,6 +112,7 @@ async def test_an_async_iterable_is_as_good_as_a_plain_one(
     assert one == other
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("count", [0, -1])
 @pytest.mark.parametrize("helper", FACES)
 def test_a_count_below_one_is_refused_at_the_call(helper: Any, count: int) -> None:
@@ -119,6 +120,7 @@ def test_a_count_below_one_is_refused_at_the_call(helper: Any, count: int) -> No
         helper([], count, str)
 
 
+@pytest.mark.no_runtime
 def test_there_is_one_iterator_for_all_workers() -> None:
     with turns_by_hand() as turns:
         worked = parallel([1], 3, str)
@@ -129,6 +131,7 @@ def test_there_is_one_iterator_for_all_workers() -> None:
     assert list(outcomes[0][1]) == []
 
 
+@pytest.mark.no_runtime
 def test_a_call_that_raises_ends_the_rest_and_what_is_outstanding_goes_on() -> None:
     waiting: Deferred[Any] = Deferred()
     called: list[str] = []
@@ -151,6 +154,7 @@ def test_a_call_that_raises_ends_the_rest_and_what_is_outstanding_goes_on() -> N
     assert list(iterator) == []
 
 
+@pytest.mark.no_runtime
 def test_a_deferred_that_fails_ends_its_worker_alone() -> None:
     with turns_by_hand() as turns:
         called: list[int] = []
@@ -165,6 +169,7 @@ def test_a_deferred_that_fails_ends_its_worker_alone() -> None:
         assert sorted(success for success, _ in worked.result) == [False, False, True]
 
 
+@pytest.mark.no_runtime
 def test_no_worker_left_means_that_the_rest_is_not_taken() -> None:
     source = iter(range(6))
     with turns_by_hand() as turns:
@@ -174,6 +179,7 @@ def test_no_worker_left_means_that_the_rest_is_not_taken() -> None:
     assert list(source) == [2, 3, 4, 5]
 
 
+@pytest.mark.no_runtime
 def test_failures_that_it_reports_are_consumed() -> None:
     with turns_by_hand() as turns:
         parallel(range(2), 2, lambda element: fail(Boom(str(element))))

@@ -33,6 +33,7 @@ class Bounded:
         return self.outstanding[-1]
 
 
+@pytest.mark.no_runtime
 def test_nothing_is_called_before_it_returns() -> None:
     called: list[int] = []
     with turns_by_hand() as turns:
@@ -42,6 +43,7 @@ def test_nothing_is_called_before_it_returns() -> None:
     assert (called, worked.called) == ([1, 2, 3], True)
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_endless_iterator_is_taken_as_calls_end(count: int) -> None:
     bounded = Bounded()
@@ -94,6 +96,7 @@ async def test_the_loop_has_its_turns_while_there_is_work_without_end(helper: An
     assert issubclass(outcomes[0].type, CANCELLED)
 
 
+@pytest.mark.no_runtime
 def test_the_loop_has_a_turn_every_ten_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0
     calls_at_turns: list[int] = []

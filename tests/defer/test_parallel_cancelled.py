@@ -41,6 +41,7 @@ def test_cancelling_cancels_what_is_outstanding_and_takes_nothing_further(
         assert observed.run.calls == calls
 
 
+@pytest.mark.no_runtime
 def test_cancelling_before_the_first_turn_calls_nothing() -> None:
     called: list[int] = []
     with turns_by_hand() as turns:
@@ -102,6 +103,7 @@ async def test_cancelled_it_fails_with_twisteds_cancelled_error_on_every_runtime
     assert failures[0].type is CancelledError
 
 
+@pytest.mark.no_runtime
 def test_a_call_may_cancel_what_it_is_part_of() -> None:
     called: list[int] = []
     outstanding: list[Deferred[Any]] = []

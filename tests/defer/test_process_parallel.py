@@ -78,6 +78,7 @@ async def test_the_two_faces_agree(
     assert generated.without_identity(one) == generated.without_identity(other)
 
 
+@pytest.mark.no_runtime
 def test_plain_callbacks_have_all_run_when_it_returns() -> None:
     assert process_parallel([str.title, str.upper], "item").result == ["Item", "ITEM"]
 
@@ -89,6 +90,7 @@ async def test_the_coroutine_does_not_wait_where_nothing_is_pending() -> None:
     assert ended.value.value == ["Item", "ITEM"]
 
 
+@pytest.mark.no_runtime
 def test_results_are_in_the_order_of_the_callbacks_whichever_comes_first() -> None:
     first: Deferred[str] = Deferred()
     second: Deferred[str] = Deferred()
@@ -99,6 +101,7 @@ def test_results_are_in_the_order_of_the_callbacks_whichever_comes_first() -> No
     assert together.result == ["first", None, "second"]
 
 
+@pytest.mark.no_runtime
 def test_the_first_failure_is_delivered_as_itself_and_later_ones_are_consumed() -> None:
     pending: list[Deferred[str]] = [Deferred(), Deferred()]
     together = process_parallel([lambda _: pending[0], lambda _: pending[1]], "item")
@@ -112,6 +115,7 @@ def test_the_first_failure_is_delivered_as_itself_and_later_ones_are_consumed() 
     gc.collect()  # an unheard failure would be logged now
 
 
+@pytest.mark.no_runtime
 def test_a_callback_that_raises_after_one_that_has_fired_fails_the_whole() -> None:
     def broken(_: Any) -> Any:
         raise Boom("boom")
@@ -157,6 +161,7 @@ async def test_cancelling_who_awaits_it_cancels_all_that_is_outstanding() -> Non
     assert not observed.run.outstanding
 
 
+@pytest.mark.no_runtime
 def test_what_is_cancelled_may_fail_with_nobody_to_hear_it() -> None:
     def fail_instead(deferred: Deferred[Any]) -> None:
         deferred.errback(Boom("while cancelling"))
@@ -170,6 +175,7 @@ def test_what_is_cancelled_may_fail_with_nobody_to_hear_it() -> None:
     gc.collect()
 
 
+@pytest.mark.no_runtime
 def test_no_callbacks_give_no_results_even_for_a_failure() -> None:
     assert process_parallel([], "item").result == []
     assert process_parallel([], Failure(Boom("boom"))).result == []

@@ -240,12 +240,14 @@ async def test_a_failure_has_the_path_of_its_step(clock: Clock) -> None:
     assert step_of(caught.value) == "shop/answer"
 
 
+@pytest.mark.no_runtime
 def test_a_closed_breaker_costs_no_turn_of_the_loop() -> None:
     with pytest.raises(StopIteration) as end:
         CircuitBreaker(answer)("item").send(None)
     assert end.value.value == "item"
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -53,6 +53,7 @@ async def test_control_flow_tries_no_other(ending: Exception) -> None:
     assert not calls
 
 
+@pytest.mark.no_runtime
 def test_one_processor_is_too_few_to_fall_back_on() -> None:
     with pytest.raises(StackConfigError, match="two processors or more.*got 1"):
         Fallback(len)

@@ -36,6 +36,7 @@ async def test_no_more_than_concurrency_at_once_and_in_order(count: int, calls: 
     assert [await wait(item) for item in items] == list(range(calls))
 
 
+@pytest.mark.no_runtime
 def test_a_free_slot_costs_no_turn_of_the_loop() -> None:
     with pytest.raises(StopIteration) as end:
         Limit(lambda item: item, concurrency=1, per_second=1)("item").send(None)
@@ -210,6 +211,7 @@ async def test_two_crawlers_have_limits_of_their_own() -> None:
     assert [await wait(item) for item in waiting] == ["item", "item"]
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -198,12 +198,14 @@ async def test_an_attempt_that_is_pending_is_waited_for() -> None:
     assert await wait(item) == {"a": 1}
 
 
+@pytest.mark.no_runtime
 def test_what_the_docstring_says_of_download_time_outs_is_true() -> None:
     for error in (DownloadTimeoutError, twisted.internet.error.TimeoutError):
         assert not issubclass(error, TimeoutError)
         assert f"{error.__module__}.{error.__name__}" in str(Retry.__doc__)
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -27,6 +27,7 @@ async def test_what_ends_in_time_is_as_if_there_were_no_timeout(clock: Clock) ->
     assert await wait(item) == {"a": 1}
 
 
+@pytest.mark.no_runtime
 def test_what_does_not_wait_sets_no_timer(clock: Clock) -> None:
     with pytest.raises(StopIteration) as end:
         Timeout(lambda item: item, 5)("item").send(None)
@@ -155,6 +156,7 @@ async def test_failures_and_missing_items_come_out_as_they_are(clock: Clock) -> 
             await Timeout(forgetting, 5, name="t")({})
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize("seconds", [0, -1, True, "5", None, float("nan"), float("inf")])
 @pytest.mark.parametrize("argument", ["seconds", "grace"])
 def test_wrong_arguments_fail_when_it_is_built(argument: str, seconds: Any) -> None:

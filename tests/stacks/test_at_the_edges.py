@@ -121,6 +121,7 @@ async def test_cancelling_one_that_waits_to_open_leaves_the_stack_usable() -> No
     assert bound._opened == 0
 
 
+@pytest.mark.no_runtime
 def test_a_stack_that_contains_itself_is_refused() -> None:
     with pytest.raises(StackConfigError, match="contains itself"):
         LOOP.bind(mock_crawler())
@@ -155,6 +156,7 @@ async def test_stop_iteration_is_a_failure_with_a_step(wrap: Any) -> None:
     assert "exhausted" in str(failed.step)
 
 
+@pytest.mark.no_runtime
 def test_stop_iteration_keeps_its_type_in_a_deferred() -> None:
     failures: list[Any] = []
     process_chain([lambda _: next(iter(()))], 1).addErrback(failures.append)
@@ -237,6 +239,7 @@ async def test_extra_arguments_may_have_any_name() -> None:
     assert await Each("n", take, on_error=handle)({"n": [1]}, step=1, before=2) == {"n": [1]}
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     "error",
     [
@@ -255,6 +258,7 @@ async def test_while_a_probe_is_under_way_no_time_is_promised() -> None:
     assert "a probe is under way" in str(CircuitOpen("shop/fetch", None, None))
 
 
+@pytest.mark.no_runtime
 def test_nested_items_that_nobody_changed_do_not_conflict() -> None:
     @dataclasses.dataclass(eq=False)
     class Offer:
@@ -268,11 +272,13 @@ def test_nested_items_that_nobody_changed_do_not_conflict() -> None:
     assert merge_changes(item, [one, other])["n"] == 1
 
 
+@pytest.mark.no_runtime
 def test_what_is_no_item_cannot_be_merged_and_says_so() -> None:
     with pytest.raises(DeferKitError, match="'text' .str.: give the Parallel merge="):
         merge_changes("text", ["other"])
 
 
+@pytest.mark.no_runtime
 def test_frozen_items_whose_constructor_lacks_a_field_are_rebuilt_too() -> None:
     @dataclasses.dataclass(frozen=True)
     class Odd:
@@ -320,6 +326,7 @@ async def generating_async(item: Any) -> Any:
     yield item
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -115,6 +115,7 @@ async def test_a_stack_used_twice_is_one_and_opens_and_closes_once() -> None:
     assert log == ["open a", "close a"], "closing once more does nothing"
 
 
+@pytest.mark.no_runtime
 def test_two_crawlers_share_no_component() -> None:
     stack = Chain(make_pipeline("a"))
     one, other = (stack.bind(mock_crawler()) for _ in range(2))
@@ -122,6 +123,7 @@ def test_two_crawlers_share_no_component() -> None:
     assert one.bind(one._crawler) is one
 
 
+@pytest.mark.no_runtime
 def test_a_stack_in_settings_is_the_same_stack() -> None:
     stack = Chain(len)
     assert Settings({"DEFERKIT_STACK": stack}).copy()["DEFERKIT_STACK"] is stack
@@ -139,6 +141,7 @@ async def test_a_pipeline_instance_serves_one_crawler_at_a_time() -> None:
     assert (await run_stack(stack, [{}])).scraped == [{}]
 
 
+@pytest.mark.no_runtime
 def test_a_pipeline_instance_is_free_again_when_its_crawler_is_gone() -> None:
     stack = Chain(make_pipeline("a")())
     stack.bind(mock_crawler())
@@ -233,6 +236,7 @@ class Useless:
         log.append("open useless")
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("processor", "message"),
     [
@@ -253,6 +257,7 @@ def test_what_cannot_be_bound_says_why(processor: Any, message: str) -> None:
         Chain(processor).bind(mock_crawler())
 
 
+@pytest.mark.no_runtime
 def test_an_import_that_fails_inside_says_what_failed(tmp_path: Any, monkeypatch: Any) -> None:
     (tmp_path / "broken_shop.py").write_text("import not_there_at_all\n")
     (tmp_path / "worse_shop.py").write_text("1 / 0\n")
@@ -273,6 +278,7 @@ def two(item: Any, response: Any) -> Any:
     """Take what processors of the spider middleware take."""
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     "stack",
     [
@@ -287,6 +293,7 @@ def test_processors_that_cannot_take_the_arguments_are_refused(stack: Any) -> No
         stack.bind(mock_crawler()).refuse_unless_taking(1, "(item, response)")
 
 
+@pytest.mark.no_runtime
 def test_processors_that_can_take_the_arguments_are_not_refused() -> None:
     stack = Chain(
         two,

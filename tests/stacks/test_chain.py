@@ -47,6 +47,7 @@ async def test_extra_arguments_go_to_every_processor() -> None:
     assert await Chain(join, join)([], "response", depth=1) == [("response",), {"depth": 1}] * 2
 
 
+@pytest.mark.no_runtime
 def test_plain_processors_pay_for_no_turn_of_the_loop() -> None:
     coroutine = Chain(lambda item: item + 1, Chain(lambda item: item * 2))(1)
     with pytest.raises(StopIteration) as end:
@@ -111,12 +112,14 @@ async def test_control_flow_passes_as_it_is(ending: Exception) -> None:
     assert caught.value is ending
 
 
+@pytest.mark.no_runtime
 def test_a_stack_copies_to_itself() -> None:
     stack = Chain(len)
     assert copy.deepcopy({"stack": [stack]})["stack"][0] is stack
     assert copy.copy(stack) is stack
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -131,12 +134,14 @@ def test_a_wrong_processor_fails_when_the_stack_is_built(make: Any, message: str
         make()
 
 
+@pytest.mark.no_runtime
 def test_a_stack_that_needs_a_crawler_says_so_when_it_is_called_without() -> None:
     stack = Chain("bookshop.processors.strip", len)
     with pytest.raises(DeferKitError, match=r"not bound.*bookshop.processors.strip.*bind"):
         stack({})
 
 
+@pytest.mark.no_runtime
 def test_a_class_that_is_no_component_is_a_plain_callable() -> None:
     with pytest.raises(StopIteration) as end:
         Chain(str, list)(12).send(None)

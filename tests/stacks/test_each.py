@@ -221,6 +221,7 @@ async def test_what_has_no_such_list_fails_and_says_so(item: Any, message: str) 
     assert step_of(caught.value) == "shop/Each"
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

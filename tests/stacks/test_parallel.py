@@ -165,6 +165,7 @@ async def test_no_branches_leave_the_item_as_it_is() -> None:
     assert await Parallel()({"a": 1}) == {"a": 1}
 
 
+@pytest.mark.no_runtime
 def test_a_merge_that_is_no_function_fails_when_the_stack_is_built() -> None:
     with pytest.raises(StackConfigError, match=r"merge='keep'.*merge_changes or keep_item"):
         Parallel(len, merge="keep")  # type: ignore[arg-type]

@@ -116,6 +116,7 @@ async def some_day(item: Any) -> bool:
     return True
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -176,6 +176,7 @@ async def test_items_are_copied_only_where_an_errback_may_want_them() -> None:
     assert len(copies) == 1
 
 
+@pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("make", "message"),
     [
