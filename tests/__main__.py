@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -51,6 +52,11 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def added_options() -> list[str]:
+    """Return the options that whoever calls a fixed command adds in the environment."""
+    return shlex.split(os.environ.get("DEFERKIT_TEST_OPTIONS", ""))
 
 
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -110,7 +116,7 @@ def report_coverage() -> int:
 
 def main(argv: list[str]) -> int:
     """Run the suite on each runtime in turn, and return 0 if it passed on all."""
-    arguments, pytest_options = parse_arguments(argv)
+    arguments, pytest_options = parse_arguments([*added_options(), *argv])
     runtimes = list(dict.fromkeys(arguments.runtime or RUNTIMES))
     markers = arguments.markers
     if arguments.quick:

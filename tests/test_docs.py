@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import inspect
+import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
 
+import scrapy_deferkit
 from scrapy_deferkit import StackPipeline
 from scrapy_deferkit.testing import mock_crawler, run_stack
 
@@ -44,6 +49,18 @@ async def test_the_readme_does_what_it_says_around_its_code() -> None:
     assert [failed.step for failed in run.failed] == ["shop/clean_title"]
 
 
+def examples_in_docstrings() -> Iterator[doctest.DocTest]:
+    for module in pkgutil.walk_packages(scrapy_deferkit.__path__, "scrapy_deferkit."):
+        found = doctest.DocTestFinder().find(importlib.import_module(module.name))
+        yield from (it for it in found if it.examples)
+
+
+@pytest.mark.parametrize("examples", [*examples_in_docstrings()], ids=lambda it: it.name)
+def test_the_examples_in_a_docstring_run(examples: doctest.DocTest) -> None:
+    runner = doctest.DebugRunner()  # it raises what goes wrong
+    assert runner.run(examples).attempted == len(examples.examples)
+
+
 @pytest.mark.no_runtime
 def test_the_first_two_sh_blocks_are_the_two_commands() -> None:
     blocks = SHELL.findall((ROOT / "README.md").read_text())
@@ -55,8 +72,6 @@ def test_the_first_two_sh_blocks_are_the_two_commands() -> None:
 
 @pytest.mark.no_runtime
 def test_every_public_name_is_in_the_documents() -> None:
-    import scrapy_deferkit
-
     text = "\n".join(document.read_text() for document in DOCUMENTS)
     missing = [name for name in scrapy_deferkit.__all__ if name not in text]
     assert not missing
