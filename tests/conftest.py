@@ -21,9 +21,13 @@ from twisted.logger import globalLogPublisher
 import scrapy_deferkit
 
 from .marks import no_runtime_is_touched
+from .scale import third_of
 
 hypothesis.settings.register_profile(
-    "deferkit", deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+    "deferkit",
+    deadline=None,
+    max_examples=third_of(100),
+    suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile("deferkit")
 

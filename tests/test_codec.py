@@ -35,6 +35,7 @@ from scrapy_deferkit.codec import Codec, CodecError, UnstorableValue
 
 from . import codec_items as shop
 from .items import KINDS, SlotsDataclass
+from .scale import third_of
 
 pytestmark = pytest.mark.no_runtime
 
@@ -208,7 +209,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=third_of(300))
 @given(items(values))
 @example(shop.DictBook(title=Decimal("sNaN123"), price=Decimal("-0")))
 @example({"\ud83d": {"\ud83d\ude00": 1}, "price": "$12"})
@@ -811,7 +812,7 @@ def read_or_refuse(text: str) -> None:
         CODEC.decode(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=third_of(300))
 @given(items(values), st.data())
 def test_any_value_in_a_text_may_be_replaced_by_any_other(item: Any, data: st.DataObject) -> None:
     row = json.loads(CODEC.encode([item]).text)
@@ -824,7 +825,7 @@ def test_any_value_in_a_text_may_be_replaced_by_any_other(item: Any, data: st.Da
     read_or_refuse(json.dumps(row))
 
 
-@settings(max_examples=200)
+@settings(max_examples=third_of(200))
 @given(items(values), st.integers(0), st.integers(0, 5), st.text(max_size=3))
 def test_any_part_of_a_text_may_be_replaced_by_any_other(
     item: Any, start: int, length: int, replacement: str

@@ -31,6 +31,8 @@ from scrapy_deferkit.journal import (
     JournalTooNew,
 )
 
+from .scale import third_of
+
 PROCESS = Path(__file__).with_name("journal_process.py")
 ITEM = '{"title": "Item"}'
 TYPE = "bookshop.items.Book"
@@ -165,7 +167,7 @@ async def test_what_has_not_ended_is_there_in_the_next_run_in_order(path: Path) 
 
 
 @given(item=st.text(), url=st.none() | st.text(), missing=st.none() | st.text())
-@settings(max_examples=25)
+@settings(max_examples=third_of(25))
 async def test_every_text_comes_back_as_it_was(
     item: str, url: str | None, missing: str | None
 ) -> None:
@@ -380,7 +382,7 @@ OPS = st.lists(
 
 @given(ops=OPS)
 @example([("begin", 0), ("wait", 0), ("full", 0), ("replace", 0), ("turn", 0), ("replace", 0)])
-@settings(max_examples=150)
+@settings(max_examples=third_of(150))
 async def test_after_any_schedule_the_file_holds_what_has_begun_and_not_ended(
     ops: list[tuple[str, int]],
 ) -> None:

@@ -76,6 +76,7 @@ def _run_scrapy(
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": path, "SCRAPY_SETTINGS_MODULE": "changed_settings"},
         timeout=120,
+        measured=False,
     )
     assert ended.returncode == code, ended.stderr
     return _left_in(folder, ended)

@@ -81,10 +81,12 @@ DEFERKIT_CONCURRENT_ITEMS = 8
 def crawls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Crawl]:
     """Run all the crawls of this module, and replay those of the runtimes."""
     crawls: dict[str, Crawl] = {}
+    folders = tmp_path_factory.mktemp("crawls")  # here: threads would make pytest's own folder anew
     books = ("-a", f"books={BOOKS}")
 
     def run(name: str, settings: str, *options: str) -> None:
-        folder = tmp_path_factory.mktemp("crawl")
+        folder = folders / name
+        folder.mkdir()
         crawls[name] = crawl(folder, *books, *options, settings=QUICK + settings)
         if name in RUNTIMES:
             crawls[f"{name}, replayed"] = replay(folder, *books, *options, code=1)

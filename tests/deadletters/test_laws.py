@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from scrapy_deferkit.deadletters import ALL, DeadLetters
 
+from ..scale import third_of
 from .failures import at, failed
 
 pytestmark = pytest.mark.no_runtime
@@ -97,7 +98,7 @@ def check(letters: DeadLetters, steps: list[Any]) -> None:
     }
 
 
-@settings(max_examples=40)
+@settings(max_examples=third_of(40))
 @given(steps=STEPS)
 def test_the_table_holds_what_a_dict_would(letters: DeadLetters, steps: list[Any]) -> None:
     check(letters, steps)

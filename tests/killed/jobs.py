@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,11 @@ class Job:
         self._opened_before = len(self.folder.lines("opened"))
         output = self.folder.path / "output"
         self.process = warm.start(
-            crawl.__file__, str(self.write_plan(**plan)), stdout=output, stderr=output
+            crawl.__file__,
+            str(self.write_plan(**plan)),
+            stdout=output,
+            stderr=output,
+            measured=False,
         )
 
     @property
@@ -84,7 +89,7 @@ class Job:
         until = time.monotonic() + ENDS_WITHIN
         while not condition() and self.process.poll() is None:
             assert time.monotonic() < until, self.log
-            time.sleep(0.005)
+            time.sleep(0.02)
         return self.process.poll() is None
 
     def wait_until_open(self) -> bool:
@@ -187,11 +192,10 @@ class Job:
         with tempfile.TemporaryDirectory() as folder:
             for part in self.journal_path.parent.glob(f"{self.journal_path.name}*"):
                 shutil.copy(part, folder)
-            journal = sqlite3.connect(Path(folder) / self.journal_path.name)
-            if journal.execute("PRAGMA user_version").fetchone() == (0,):
-                return []
-            rows = journal.execute("SELECT item, stage FROM items ORDER BY position").fetchall()
-            journal.close()
+            with closing(sqlite3.connect(Path(folder) / self.journal_path.name)) as journal:
+                if journal.execute("PRAGMA user_version").fetchone() == (0,):
+                    return []
+                rows = journal.execute("SELECT item, stage FROM items ORDER BY position").fetchall()
         return [(json.loads(item)["n"], stage) for item, stage in rows]
 
     def check(

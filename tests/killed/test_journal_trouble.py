@@ -52,8 +52,10 @@ def test_a_journal_that_is_taken_away_closes_the_crawl(
 def test_with_continue_the_crawl_goes_on_without_its_journal(
     make_job: Callable[..., Job], of_each_runtime: str
 ) -> None:
-    # More than Scrapy takes at once, since rows are written when the spider has yielded the items.
-    job = make_job(of_each_runtime, 1500, settings={"DEFERKIT_JOURNAL_ON_ERROR": "continue"})
+    # Rows are written when the spider has yielded the items, so it is not to yield all at once.
+    few_pages = {"SCRAPER_SLOT_MAX_ACTIVE_SIZE": 4000, "CONCURRENT_REQUESTS": 2}
+    settings = {"DEFERKIT_JOURNAL_ON_ERROR": "continue", **few_pages}
+    job = make_job(of_each_runtime, 300, settings=settings)
     begin(job)
     take_away(job.journal_path)
     job.let_go()

@@ -41,7 +41,7 @@ def test_a_crawl_that_is_asked_to_stop_ends_its_items_and_goes_on_later(
     tell: Callable[[str], None],
 ) -> None:
     few_pages = {"SCRAPER_SLOT_MAX_ACTIVE_SIZE": 4000, "CONCURRENT_REQUESTS": 2}
-    job = make_job(of_each_runtime, 600, has_stack=True, settings=few_pages)
+    job = make_job(of_each_runtime, 300, has_stack=True, settings=few_pages)
     begin(job)
     send(job, number)
     assert job.wait_until(has_logged(job, GRACEFULLY))
@@ -49,7 +49,7 @@ def test_a_crawl_that_is_asked_to_stop_ends_its_items_and_goes_on_later(
     assert job.wait() == 0
     assert job.reason == "shutdown"
     assert job.unfinished() == []
-    assert len(job.entered) < 600
+    assert len(job.entered) < 300
     job.finish()
     told = job.check()
     assert told.endswith(" 0 delivered twice")
@@ -79,7 +79,7 @@ def test_postgresql_that_crashes_and_comes_back_gets_every_dead_letter(
     postgres: object,
     tell: Callable[[str], None],
 ) -> None:
-    job = make_job(of_each_runtime, 600)
+    job = make_job(of_each_runtime, 300)
     job.letters_url = postgres.create_schema()
     job.plan["settings"] = {
         "DEFERKIT_DEAD_LETTERS_URL": job.letters_url,
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_item(
     on_error: str,
     tell: Callable[[str], None],
 ) -> None:
-    job = make_job(of_each_runtime, 600)
+    job = make_job(of_each_runtime, 300)
     job.letters_url = f"sqlite:///{small_disk}/letters.sqlite"
     job.journal_path = small_disk / "job" / "deferkit-journal.sqlite"
     job.plan["settings"] = {

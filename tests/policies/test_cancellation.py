@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from scrapy_deferkit import CircuitBreaker, Fallback, Limit, Retry, Route, Tap, Timeout
 from scrapy_deferkit._runtime import clock_set_to, to_deferred, turn, uses_asyncio
 
+from ..scale import third_of
 from ..steps import Broken
 
 
@@ -71,7 +72,7 @@ actions = st.lists(
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=third_of(1000))
 @given(st.sampled_from(sorted(policies(Work()))), actions)
 async def test_nothing_is_left_behind(name: str, schedule: Any) -> None:
     clock, work = Clock(), Work()
