@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import pkgutil
 import runpy
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
+from scrapy import commands, downloadermiddlewares, extensions, spidermiddlewares
+
 EXAMPLE = str(Path(__file__).parent.parent / "example_project")
 IMPORTED = [
     "aiohttp.web",
@@ -29,13 +32,18 @@ IMPORTED = [
     "rich.progress",
     "rich.table",
     "scrapy.cmdline",
-    "scrapy.commands.crawl",
+    "scrapy.core.downloader.handlers.datauri",
+    "scrapy.core.downloader.handlers.file",
     "scrapy.core.downloader.handlers.http11",
+    "scrapy.core.downloader.handlers.s3",
     "scrapy.core.engine",
     "scrapy.crawler",
-    "scrapy.downloadermiddlewares.httpcompression",
-    "scrapy.extensions.telnet",
+    "scrapy.dupefilters",
     "scrapy.http",
+    "scrapy.logformatter",
+    "scrapy.pqueues",
+    "scrapy.squeues",
+    "scrapy.statscollectors",
     "scrapy_deferkit.commands",
     "scrapy_deferkit.deadletters",
     "sqlalchemy.dialects.postgresql.psycopg",
@@ -44,6 +52,9 @@ IMPORTED = [
     "tldextract",
 ]
 """What is not installed is left out."""
+for package in (commands, downloadermiddlewares, extensions, spidermiddlewares):
+    IMPORTED += [it.name for it in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
+IMPORTED.remove("scrapy.extensions.statsmailer")  # deprecated, and says so
 
 
 # Of two threads that ask how one process ended, multiprocessing would tell one.
@@ -115,7 +126,7 @@ def run(
     *arguments: str,
     cwd: Path,
     env: dict[str, str] | None = None,
-    timeout: float = 60,
+    timeout: float = 120,
     measured: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, and return its exit code and its output."""

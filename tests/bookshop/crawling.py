@@ -75,7 +75,6 @@ def _run_scrapy(
         *("-m", "scrapy", *command, "-a", f"db={folder / 'books.db'}", *options),
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": path, "SCRAPY_SETTINGS_MODULE": "changed_settings"},
-        timeout=120,
         measured=False,
     )
     assert ended.returncode == code, ended.stderr

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from scrapy_deferkit import step_of
 from scrapy_deferkit._runtime import to_awaitable, to_deferred
 
-A_HANG = 15.0
+A_HANG = 50.0
 """Seconds after which a crawl that has not ended fails its test."""
 
 SIGNALS = {name: it for name, it in vars(scrapy.signals).items() if type(it) is object}

@@ -22,7 +22,7 @@ from .. import warm
 from . import crawl
 
 RUNTIMES = ("asyncio", "twisted", "none")
-ENDS_WITHIN = 60
+ENDS_WITHIN = 120
 """Seconds after which a crawl will not end any more."""
 
 
