@@ -20,7 +20,7 @@ RUNTIMES = {
 }
 ONCE = "not crawl and not no_runtime"
 """What is left for the second runtime and the third."""
-QUICK = ("asyncio", "not crawl")
+QUICK = "not crawl"
 
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 
@@ -84,8 +84,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "-n",
         dest="workers",
-        type=int,
-        default=max(2, usable_cores()),
+        default=str(max(2, usable_cores())),
         help="tests at a time (by default as many as there are cores, and 2 at least); 0 to debug",
     )
     parser.add_argument("-m", dest="markers", default="", help="as pytest's own")
@@ -125,20 +124,23 @@ def main(argv: list[str]) -> int:
     known = reversed(RUNTIMES) if arguments.cov else RUNTIMES
     runtimes = list(dict.fromkeys(arguments.runtime or known))
     markers = arguments.markers
+    if arguments.cov and runtimes[0] != "none":
+        sys.exit("--cov: coverage is measured without a reactor; give no --runtime but none")
     if arguments.quick:
-        runtimes = arguments.runtime or [QUICK[0]]
-        markers = f"({markers}) and {QUICK[1]}" if markers else QUICK[1]
+        os.environ[VARIABLE] = "quick"
+        runtimes = runtimes[:1]
+        markers = f"({markers}) and {QUICK}" if markers else QUICK
     elif arguments.full:
-        os.environ[VARIABLE] = "1"
-        print("All of it, on three runtimes: half an hour on two cores.")
+        os.environ[VARIABLE] = "full"
+        print("All of it: half an hour on two cores.")
     elif not argv:
-        print("The suite on three runtimes: 3 to 5 minutes on two cores (--quick: one minute).")
+        print("The suite on three runtimes: about 5 minutes on two cores (--quick: one minute).")
     if arguments.cov:
         subprocess.run([*PYTHON, "coverage", "erase"], check=True)
     runs = [
         run_suite(
             runtime,
-            ["-n", str(arguments.workers), *pytest_options],
+            ["-n", "0" if "--pdb" in pytest_options else arguments.workers, *pytest_options],
             markers=markers,
             cov=arguments.cov and runtime == runtimes[0],
             first=runtime == runtimes[0],

@@ -7,6 +7,7 @@ its own. For what begins with the start of an interpreter, use ``subprocess`` it
 
 from __future__ import annotations
 
+import atexit
 import gc
 import multiprocessing
 import os
@@ -17,11 +18,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from multiprocessing import connection
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 
 from scrapy import commands, downloadermiddlewares, extensions, spidermiddlewares
+
+import scrapy_deferkit
 
 EXAMPLE = str(Path(__file__).parent.parent / "example_project")
 IMPORTED = [
@@ -74,10 +77,11 @@ class Program:
     ) -> None:
         self.args = arguments
         plan = (arguments, str(cwd), env, tuple(map(str, outputs)), measured)
-        self._process = _server().Process(
-            target=runpy.run_path, args=(__file__, {"PLAN": plan}, "__main__")
-        )
+        names = {"PLAN": plan, "TESTED": scrapy_deferkit.__file__}
         with _ONE_AT_A_TIME:
+            self._process = _server().Process(
+                target=runpy.run_path, args=(__file__, names, "__main__")
+            )
             self._process.start()
 
     def poll(self) -> int | None:
@@ -145,9 +149,18 @@ def run(
 
 
 def _server() -> Any:
-    """Return the means to fork: the server itself is started by the first fork."""
+    """Return the means to fork, and see that the server runs.
+
+    It may look for what it imports where it is started, and that is not to be the checkout.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
+    here = Path.cwd()
+    os.chdir(sys.prefix)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.chdir(here)
     return context
 
 
@@ -186,7 +199,11 @@ def _play(
     except Exception:
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
+    finally:  # as at the end of an interpreter: what is found to be wrong then is said
+        gc.collect()
+        atexit._run_exitfuncs()
 
 
 if __name__ == "__main__":
-    _play(*PLAN)  # type: ignore[name-defined]  # noqa: F821
+    assert scrapy_deferkit.__file__ == TESTED, scrapy_deferkit.__file__  # noqa: F821
+    _play(*PLAN)  # noqa: F821

@@ -71,6 +71,7 @@ class Run:
         ends = ("hold", "waits", "keys", "log")
         self._files = {end: project.folder / f"{name}.{end}" for end in ends}
         self._waits_until = waits_until
+        self._files["log"].touch()
         self.hold()
         command = ["deferkit", "replay", "books", "--url", url, "-s", f"RUN={name}", *options]
         self.process = warm.start(

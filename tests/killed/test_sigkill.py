@@ -1,6 +1,7 @@
 """No item that entered the item stage is lost, however often the process is killed.
 
-There are 50 kills in all, with a hundred items for each, and a tenth of that unless all is run.
+There are 50 kills in all, with a hundred items for each, and a fifth of that unless all is run:
+each job is killed while it recovers, too.
 """
 
 from __future__ import annotations
@@ -10,17 +11,17 @@ from collections.abc import Callable
 
 import pytest
 
-from ..scale import tenth_of
+from ..scale import IS_FULL
 from .jobs import Job, random_moments
 
 pytestmark = pytest.mark.crawl
 
-KILLS = tenth_of(50)
+KILLS = 50 if IS_FULL else 10
 JOBS = 5
 ITEMS = 100 * KILLS // JOBS
 SINK_SECONDS = [0.02, 0.1]
-LONGEST = 0.5
-"""Seconds: half of it on average, ten times, is less than a job's items take."""
+LONGEST = 0.3
+"""Seconds, in which a run's share of the items is at work."""
 
 
 def kill_and_check(job: Job, tell: Callable[[str], None]) -> None:
