@@ -73,7 +73,7 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     extent.add_argument(
         "--full",
         action="store_true",
-        help="kill, replay and store all that there is, and not a tenth of it: half an hour",
+        help="kill, replay and store all that there is, and not a part of it: it takes long",
     )
     parser.add_argument(
         "--runtime",
@@ -132,7 +132,7 @@ def main(argv: list[str]) -> int:
         markers = f"({markers}) and {QUICK}" if markers else QUICK
     elif arguments.full:
         os.environ[VARIABLE] = "full"
-        print("All of it: half an hour on two cores.")
+        print("All of it: much longer than the 5 minutes of a run without --full.")
     elif not argv:
         print("The suite on three runtimes: about 5 minutes on two cores (--quick: one minute).")
     if arguments.cov:

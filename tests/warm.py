@@ -56,8 +56,11 @@ IMPORTED = [
 ]
 """What is not installed is left out."""
 for package in (commands, downloadermiddlewares, extensions, spidermiddlewares):
-    IMPORTED += [it.name for it in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")]
-IMPORTED.remove("scrapy.extensions.statsmailer")  # deprecated, and says so
+    IMPORTED += [
+        it.name
+        for it in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")
+        if it.name != "scrapy.extensions.statsmailer"  # deprecated, and says so
+    ]
 
 
 # Of two threads that ask how one process ended, multiprocessing would tell one.
