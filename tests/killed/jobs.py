@@ -65,6 +65,7 @@ class Job:
         a crawl does not end by itself, however fast or slow the machine is.
         """
         self._go.unlink(missing_ok=True)
+        self._mend_queue()
         self._opened_before = len(self.folder.lines("opened"))
         output = self.folder.path / "output"
         self.process = warm.start(
@@ -74,6 +75,18 @@ class Job:
             stderr=output,
             measured=False,
         )
+
+    def _mend_queue(self) -> None:
+        """Take away a list of Scrapy's queues that was cut in two: no crawl begins with it.
+
+        Scrapy writes it in the loop as it closes, and a process may die just then.
+        """
+        queues = self.folder.path / "job" / "requests.queue" / "active.json"
+        if queues.exists():
+            try:
+                json.loads(queues.read_text())
+            except ValueError:
+                queues.unlink()
 
     @property
     def _go(self) -> Path:
