@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import types
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from weakref import WeakSet
 
 from twisted.internet.defer import (
@@ -24,17 +24,19 @@ from twisted.internet.defer import (
     fail,
     succeed,
 )
-from twisted.internet.task import Cooperator
 from twisted.python.failure import Failure
 
 from ._runtime import (
     CANCELLED,
+    Started,
+    begin,
     call_soon,
     is_awaitable,
     monotonic,
     to_awaitable,
     to_deferred,
     turn,
+    uses_asyncio,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ _VALUE, _NOTHING, _FAILURE, _GENERATOR, _PENDING = range(5)
 # a step costs.
 _KINDS: dict[type, int] = {}
 
+_COROUTINE = types.CoroutineType
+
 
 def _learn(cls: type) -> int:
     """Find out the kind of *cls*, and keep it; no more types are kept than a crawl has."""
@@ -81,6 +85,11 @@ def _kind_of(value: object) -> int:
         return _KINDS[type(value)]
     except KeyError:
         return _learn(type(value))
+
+
+def _is_deferred(value: object) -> bool:
+    # Deferred is an abstract class, and slow to ask about most of what comes.
+    return type(value) is not _COROUTINE and isinstance(value, Deferred)
 
 
 def is_pending(value: object) -> bool:
@@ -124,18 +133,30 @@ class Face(Protocol):
     def leave(self, failure: Failure) -> Any:
         """Return *failure* as the result, or raise it."""
 
+    def turn(self) -> Awaitable[Any]:
+        """Return what the engine awaits to let the loop have a turn."""
+
+    def begin(self, coroutine: Coroutine[Any, Any, None]) -> Any:
+        """Run *coroutine*, which waits through this face, beside what runs now."""
+
 
 class _CoroutineFace:
     cancelled = CANCELLED
     is_cancelled = False  # its cancellation is an exception where it waits
 
     def wait(self, pending: Any) -> Awaitable[Any]:
-        return _settle(pending, to_awaitable) if isinstance(pending, Deferred) else pending
+        return _settle(pending, to_awaitable) if _is_deferred(pending) else pending
 
     def leave(self, failure: Failure) -> Any:
         if isinstance(failure.value, StopIteration):
             raise not_stopping(failure.value) from failure.value
         failure.raiseException()
+
+    def turn(self) -> Awaitable[Any]:
+        return turn()
+
+    def begin(self, coroutine: Coroutine[Any, Any, None]) -> Any:
+        return begin(coroutine)
 
 
 class DeferredFace:
@@ -156,6 +177,14 @@ class DeferredFace:
 
     def leave(self, failure: Failure) -> Any:
         return failure
+
+    def turn(self) -> Awaitable[Any]:
+        passed: Deferred[None] = Deferred()
+        call_soon(lambda: passed.callback(None))
+        return self.wait(passed)
+
+    def begin(self, coroutine: Coroutine[Any, Any, None]) -> Any:
+        return Deferred.fromCoroutine(coroutine)
 
 
 COROUTINE: Face = _CoroutineFace()
@@ -495,141 +524,413 @@ async def cancel_and_wait(deferreds: Iterable[Deferred[Any]]) -> None:
         await settled(deferred)
 
 
-class Workers:
-    """Calls of *call* over the elements of *source*, at most *count* outstanding.
+PASSED: Final = object()
+"""What a call of an :class:`Iteration` returns to hand its element to who iterates."""
 
-    The formulation is *count* coiterators of one shared generator on a Twisted ``Cooperator``
-    (J.-P. Calderone, "Limiting concurrency"): which worker takes which element is the same, but a
-    worker costs nothing before its first element is pending. A call that raises ends the source,
-    a pending call that fails ends its worker.
+END: Final = object()
+"""What :meth:`Iteration.next` returns when there is nothing more."""
+
+_TURN: Final = object()
+_FULL: Final = object()
+_SLICE = 0.01  # seconds after which the loop gets a turn
+
+
+class _Worker:
+    """A coroutine that awaits one result of a call after the other."""
+
+    __slots__ = ("coroutine", "pending", "running")
+
+    coroutine: Any
+    running: Any
+
+    def __init__(self, pending: Any) -> None:
+        self.pending = pending  # until it has begun
+
+    def cancel(self) -> None:
+        """Cancel what it awaits; nothing is done to one that runs, which sees to it itself."""
+        if self.coroutine.cr_running:
+            return
+        if self.pending is not None:
+            _discard(self.pending)
+        self.running.cancel()
+
+
+class Iteration:
+    """Calls of *call* over the elements of *source*, taken lazily, at most *count* outstanding.
+
+    The *source* is any iterable or async iterable. Who awaits :meth:`next` takes the elements and
+    calls, while results are plain values. With the first that is pending a worker begins, a task on
+    asyncio: it awaits the result, and then takes the next element itself. Another one begins only
+    where a result has been seen to suspend while there is room. Only one takes elements at a time.
+
+    A *source* or a *call* that raises, and a pending result that fails, end the source; the error
+    is raised when all that is outstanding has ended.
     """
 
-    def __init__(self, source: Any, count: int, call: Callback) -> None:
+    def __init__(self, source: Any, count: int, call: Callable[[Any], Any]) -> None:
+        self.count = count
+        self.is_cancelled = False
         self._is_async = hasattr(source, "__aiter__")
+        self._source: Any = aiter(source) if self._is_async else iter(source)
         self._call = call
-        self._work: Any = aiter(source) if self._is_async else (call(element) for element in source)
-        self._idle = list(range(count))
-        self._running: dict[int, Deferred[Any]] = {}
-        self._taking: Deferred[Any] | None = None
-        self._wake: Gate | None = None
+        self._workers: dict[_Worker, None] = {}
+        self._is_led = False  # somebody takes an element, or may go on to do so
         self._is_over = False
-        self.outcomes: list[tuple[bool, Any]] = [(True, self._work)] * count
+        self._passed: Any = END
+        self._error: BaseException | None = None
+        self._wake: Deferred[None] | None = None
+        self._until = 0.0
 
-    def turns(self) -> Iterator[Deferred[Any] | None]:
-        """Do one piece of work at each turn; give ``None``, or what the next turn has to wait for.
+    async def run(self, face: Face = COROUTINE) -> None:
+        """Call *call* for every element, none of which is passed."""
+        await self.next(face)
 
-        What is given is a Deferred that fails only when it is itself cancelled.
+    async def next(self, face: Face = COROUTINE) -> Any:
+        """Return the next element that *call* has passed, or ``END`` after all calls have ended.
+
+        Cancelled, it cancels what is outstanding and waits until that has ended.
         """
-        rotation: Iterator[int] = iter(())
-        while True:
-            while self._idle:
-                for worker in rotation:
-                    if self._is_async:
-                        taken: list[Any] = []
-                        yield self._take(taken)
-                        self._work_on_taken(worker, taken[0])
-                    else:
-                        self._work_on(worker, next, self._work)
-                    yield None
-                rotation = iter(self._idle)
-            if not self._running:
-                return
-            self._wake = Gate(self._running.values())
-            yield self._wake.deferred
-
-    async def drive(self) -> list[tuple[bool, Any]]:
-        """Take all turns from a coroutine, and let the loop have its own every 10 ms."""
-        until = monotonic() + 0.01
         try:
-            for waiting in self.turns():
-                if waiting is not None:
-                    outcome = await settled(waiting)
-                    if isinstance(outcome, Failure):
-                        outcome.raiseException()
-                elif monotonic() < until:
-                    continue
+            while True:
+                if self._passed is not END:
+                    passed, self._passed = self._passed, END
+                    return passed
+                if not (self._is_led or self._is_over) and len(self._workers) < self.count:
+                    self._until = monotonic() + _SLICE
+                    pending = await self._lead(face, 0)
+                    if face.is_cancelled:
+                        _discard(pending)
+                        raise CancelledError
+                    if pending is not None:
+                        # Where all that is outstanding has suspended, so may this: go on.
+                        self._is_led = not self._workers
+                        self._begin(pending, face)
+                elif self._workers:
+                    self._wake = Deferred()
+                    await face.wait(self._wake)
                 else:
-                    await turn()
-                until = monotonic() + 0.01
+                    break
         except GeneratorExit:  # nothing can be waited for any more
             self.cancel()
             raise
         except BaseException:
-            running = tuple(self._running.values())
             self.cancel()
-            await cancel_and_wait(running)
+            for worker in tuple(self._workers):
+                await settled(to_deferred(worker.running))
             raise
-        return self.outcomes
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return END
+
+    def stop(self) -> None:
+        """Take nothing more; what is outstanding goes on."""
+        self._is_over = True
 
     def cancel(self) -> None:
-        """Cancel what is outstanding and take nothing more."""
-        self._end()
-        if self._taking is not None:
-            cancel_once(self._taking)
-        for deferred in tuple(self._running.values()):
-            cancel_once(deferred)
+        """Cancel what is outstanding, and take nothing more."""
+        self.is_cancelled = self._is_over = True
+        for worker in tuple(self._workers):
+            worker.cancel()
 
-    def _end(self) -> None:
+    def _fail(self, error: BaseException) -> None:
+        """End the source, for *error*."""
         self._is_over = True
-        self._idle.clear()
+        if self._error is None:
+            self._error = error
 
-    def _take(self, taken: list[Any]) -> Deferred[Any]:
-        self._taking = to_deferred(anext(self._work))
-        gate = Gate([self._taking])
-        self._taking.addBoth(taken.append).addBoth(gate.open)
-        return gate.deferred
+    async def _lead(self, face: Face, free: int) -> Any:
+        """Take elements and call until a result is pending; return that, and keep the lead.
 
-    def _work_on_taken(self, worker: int, element: Any) -> None:
-        self._taking = None
-        if not isinstance(element, Failure):
-            self._work_on(worker, self._call, element)
-            return
-        if not self._is_over and not element.check(StopAsyncIteration):
-            self.outcomes[worker] = (False, element)
-        self._end()
+        ``None`` where there is none: the source is over, or an element has been passed. *free* is
+        how many of the workers await nothing, which is who leads, or none.
+        """
+        self._is_led = True
+        elements = self._source
+        while not (self._is_over or face.is_cancelled):
+            if self._is_async:
+                elements = await self._take(face)
+            pending = self._work_on(elements, free)
+            if pending is _FULL:
+                break
+            if pending is _TURN:
+                await face.turn()
+                self._until = monotonic() + _SLICE
+            elif pending is not None:
+                return pending
+            elif self._passed is not END:
+                break
+            elif not self._is_async:
+                self._is_over = True
+        self._is_led = False
+        return None
 
-    def _work_on(self, worker: int, work: Callable[[Any], Any], on: Any) -> None:
-        if self._is_over:
-            return
+    async def _take(self, face: Face) -> tuple[Any, ...]:
+        """Return the next element of an async source, or nothing where it is over."""
         try:
-            result = work(on)
+            element = await face.wait(anext(self._source, END))
+        except GeneratorExit:
+            raise
+        except CANCELLED:
+            raise
         except BaseException as error:
-            # next() alone ends with StopIteration: the generator makes another of a call's own.
-            if work is not next or not isinstance(error, StopIteration):
-                self.outcomes[worker] = (False, Failure())
-            self._end()
+            self._fail(error)
+            return ()
+        if isinstance(element, Failure):
+            self._note_failure(element)
+        elif element is END:
+            self._is_over = True
+        return () if self._is_over else (element,)
+
+    def _work_on(self, elements: Any, free: int) -> Any:
+        """Call for *elements* while nothing has to be waited for; return what has to be."""
+        call = self._call
+        try:
+            for element in elements:
+                result = call(element)
+                try:
+                    kind = _KINDS[type(result)]
+                except KeyError:
+                    kind = _learn(type(result))
+                if kind >= _GENERATOR:
+                    if (kind == _PENDING or is_awaitable(result)) and not self._has_ended(result):
+                        return result
+                    if len(self._workers) - free >= self.count:
+                        return _FULL
+                elif result is PASSED:
+                    self._passed = element
+                    return None
+                if self._is_over:
+                    return None
+                if monotonic() >= self._until:
+                    return _TURN
+        except BaseException as error:
+            self._fail(error)
+        return None
+
+    def _has_ended(self, pending: Any) -> bool:
+        """Check whether *pending* is a Deferred that has fired; take its failure if it has."""
+        if not _is_deferred(pending):
+            return False
+        has_ended = False
+
+        def note(result: Any) -> Any:
+            nonlocal has_ended
+            has_ended = True
+            return result
+
+        pending.addBoth(note)
+        if has_ended:
+            pending.addErrback(self._note_failure)
+        return has_ended
+
+    def _note_failure(self, failure: Failure) -> None:
+        assert failure.value is not None
+        self._fail(failure.value)
+
+    def _begin(self, pending: Any, face: Face) -> None:
+        worker = _Worker(pending)
+        self._workers[worker] = None
+        worker.coroutine = self._work(worker, face)
+        worker.running = face.begin(worker.coroutine)
+
+    async def _work(self, worker: _Worker, face: Face) -> None:
+        pending, worker.pending = worker.pending, None
+        leads = self._is_led
+        try:
+            while pending is not None:
+                if leads and len(self._workers) < self.count and type(pending) is _COROUTINE:
+                    # There is room: if this one suspends, another may begin.
+                    try:
+                        waiting = pending.send(None)
+                    except StopIteration as done:
+                        result = done.value
+                    else:
+                        leads = False
+                        started = Started(pending, waiting)
+                        self._give_up_lead()
+                        if self.is_cancelled:
+                            started.cancel()
+                        result = await started
+                else:
+                    if leads:
+                        leads = False
+                        self._give_up_lead()
+                    if self.is_cancelled:
+                        _discard(pending)
+                        return
+                    result = await face.wait(pending)
+                if isinstance(result, Failure):
+                    result.raiseException()
+                if not leads:
+                    if (
+                        self._is_led
+                        or self._is_over
+                        or self._passed is not END
+                        or len(self._workers) > self.count
+                    ):
+                        return
+                    leads = True
+                    self._until = monotonic() + _SLICE
+                pending = await self._lead(face, 1)
+        except GeneratorExit:  # the loop is torn down
+            self._wake = None
+            raise
+        except BaseException as error:
+            if not self.is_cancelled:
+                self._fail(error)
+            elif isinstance(pending, Deferred):
+                await cancel_and_wait([pending])
+        finally:
+            del self._workers[worker]
+            if not self._workers or self._passed is not END:
+                self._wake_up()
+
+    def _give_up_lead(self) -> None:
+        """Let another lead: who iterates, where there is room."""
+        self._is_led = False
+        if not self._is_over and len(self._workers) < self.count:
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        wake, self._wake = self._wake, None
+        if wake is not None:
+            wake.callback(None)
+
+
+def _discard(pending: Any) -> None:
+    """Cancel *pending*, which nobody waits for."""
+    if type(pending) is _COROUTINE:
+        pending.close()
+    elif pending is not None:
+        to_deferred(pending).addErrback(lambda _: None).cancel()
+
+
+class Coiterators(Iteration):
+    """An iteration with the outcomes of *count* coiterators that share the *source*.
+
+    The formulation is *count* coiterators of one shared generator on a Twisted ``Cooperator``
+    (J.-P. Calderone, "Limiting concurrency"). Which of them makes a call is the same here, but
+    they are numbers: a call that raises ends the source, a pending result that fails ends its
+    coiterator.
+    """
+
+    def __init__(self, source: Any, count: int, call: Callback) -> None:
+        if hasattr(source, "__aiter__"):
+            work: Any = aiter(source)
+            super().__init__(work, count, lambda element: self._note(call(element)))
+        else:
+            work = (call(element) for element in source)
+            super().__init__(work, count, self._note)
+        self.outcomes: list[tuple[bool, Any]] = [(True, work)] * count
+        self._idle = list(range(count))
+        self._ended: list[int] = []
+        self._rotation = iter(self._idle)
+        self._number = next(self._rotation, None)
+
+    async def results(self) -> list[tuple[bool, Any]]:
+        """Make all calls; return the outcomes."""
+        self._is_on_asyncio = uses_asyncio()
+        await self.run()
+        return self.outcomes
+
+    def _note(self, result: Any) -> Any:
+        """Let the coiterator whose turn it is have *result*; return what has to be waited for."""
+        number = self._whose_turn() if self._number is None else self._number
+        if is_pending(result):
+            self._idle.remove(number)
+            result = self._watch(result, number)
+        else:
+            result = None
+        # The list changes meanwhile, as the Cooperator's does: that decides who is next.
+        self._number = next(self._rotation, None)
+        if self._number is None and self._idle:
+            self._begin_rotation()
+        return result
+
+    def _begin_rotation(self) -> None:
+        self._rotation = iter(self._idle)
+        self._number = next(self._rotation)
+
+    def _whose_turn(self) -> int:
+        if self._number is None:
+            if not self._idle:
+                self._idle.extend(self._ended)
+                self._ended.clear()
+            self._begin_rotation()
+            assert self._number is not None
+        return self._number
+
+    def _watch(self, pending: Any, number: int) -> Any:
+        if _is_deferred(pending):
+            return pending.addBoth(self._end, number, self._idle)
+        return self._await(pending, number)
+
+    async def _await(self, pending: Any, number: int) -> None:
+        try:
+            result = await pending
+        except GeneratorExit:
+            raise
+        except BaseException:
+            result = Failure()
+        # On asyncio a Cooperator would hear of it later, when all are occupied.
+        self._end(result, number, self._ended if self._is_on_asyncio else self._idle)
+
+    def _end(self, result: Any, number: int, idle: list[int]) -> None:
+        if not isinstance(result, Failure):
+            idle.append(number)
             return
-        if not is_pending(result):
-            return
-        deferred = to_deferred(result)
-        if worker not in self._idle:  # the call has cancelled what it is part of
-            deferred.addErrback(lambda _: None).cancel()
-            return
-        self._idle.remove(worker)
-        self._running[worker] = deferred
-        deferred.addBoth(self._done, worker)
+        self.outcomes[number] = (False, result)
+        self.count -= 1
+        if not self.count:
+            self.stop()
 
-    def _done(self, result: Any, worker: int) -> None:
-        del self._running[worker]
-        if isinstance(result, Failure):
-            self.outcomes[worker] = (False, result)
-        elif not self._is_over:
-            self._idle.append(worker)
-        if self._wake is not None:
-            wake, self._wake = self._wake, None
-            wake.open()
+    def _fail(self, error: BaseException) -> None:
+        self.outcomes[self._whose_turn()] = (False, Failure(error))
+        self.stop()
 
 
-def cooperate(workers: Workers) -> Deferred[list[tuple[bool, Any]]]:
-    """Let *workers* work on a Twisted ``Cooperator`` of this runtime's; give their outcomes."""
+class CoiteratorsInTurns(Coiterators):
+    """Coiterators that wait for Deferreds alone, and go on in a turn of the loop of their own."""
 
-    def deliver(outcome: Any) -> None:
-        if not result.called:
-            result.callback(outcome if isinstance(outcome, Failure) else workers.outcomes)
+    def __init__(self, source: Any, count: int, call: Callback) -> None:
+        super().__init__(source, count, call)
+        self._going_on: list[Gate] = []
 
-    result: Deferred[list[tuple[bool, Any]]] = Deferred(lambda _: workers.cancel())
-    Cooperator(scheduler=call_soon).coiterate(workers.turns()).addBoth(deliver)
-    return result
+    def start(self) -> Deferred[list[tuple[bool, Any]]]:
+        """Make all calls, none of them before this returns; return a Deferred of the outcomes."""
+        return start(self._results)
+
+    async def _results(self, face: Face) -> list[tuple[bool, Any]]:
+        await face.turn()
+        await self.run(face)
+        return self.outcomes
+
+    def _watch(self, pending: Any, number: int) -> Any:
+        deferred = to_deferred(pending)
+        gate = Gate([deferred])
+        ended = []
+
+        def end(result: Any) -> None:
+            ended.append(gate)
+            self._end(result, number, self._idle)
+            if is_waited_for:
+                self._go_on_soon(gate)
+
+        is_waited_for = False
+        deferred.addBoth(end)
+        is_waited_for = not ended
+        return gate.deferred if is_waited_for else deferred
+
+    def _go_on_soon(self, gate: Gate) -> None:
+        if not self._going_on:
+            call_soon(self._go_on)
+        self._going_on.append(gate)
+
+    def _go_on(self) -> None:
+        ended, self._going_on = self._going_on, []
+        for gate in ended:
+            gate.open()
 
 
 async def resolve(value: Any) -> Any:

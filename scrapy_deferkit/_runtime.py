@@ -180,6 +180,16 @@ async def turn() -> None:
     await to_awaitable(passed)
 
 
+def begin(coroutine: Coroutine[Any, Any, None]) -> Any:
+    """Run *coroutine* beside what is running now; return what has a ``cancel()``.
+
+    That is a task on asyncio. Elsewhere it is a Deferred, and the coroutine has begun.
+    """
+    if uses_asyncio():
+        return asyncio.ensure_future(coroutine)
+    return Deferred.fromCoroutine(coroutine)
+
+
 def spawn(awaitable: Awaitable[Any], on_error: Callable[[Any], object]) -> None:
     """Run *awaitable* beside what is running now; a Failure of it goes to *on_error*."""
     to_deferred(awaitable).addErrback(on_error)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from ._engine import COROUTINE, Workers, chain, chain_both, cooperate, fan_out, start
+from ._engine import COROUTINE, Coiterators, CoiteratorsInTurns, chain, chain_both, fan_out, start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
@@ -56,7 +56,7 @@ def parallel(
 
     Raises :exc:`ValueError` when *count* is below 1.
     """
-    return cooperate(_workers(iterable, count, callable, args, named))
+    return CoiteratorsInTurns(iterable, *_bounded(count, callable, args, named)).start()
 
 
 def parallel_async(
@@ -67,21 +67,17 @@ def parallel_async(
     **named: _P.kwargs,
 ) -> Coroutine[Any, Any, list[tuple[bool, Any]]]:
     """Do as :func:`parallel` does, to be awaited; it waits only where a result is pending."""
-    return _workers(iterable, count, callable, args, named).drive()
+    return Coiterators(iterable, *_bounded(count, callable, args, named)).results()
 
 
-def _workers(
-    iterable: Any,
-    count: int,
-    callable: Callable[..., Any],
-    args: tuple[Any, ...],
-    named: dict[str, Any],
-) -> Workers:
+def _bounded(
+    count: int, callable: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[int, Callable[[Any], Any]]:
     if count < 1:
         raise ValueError(f"count is the number of calls at once, 1 or more; got {count!r}")
     if args or named:
-        return Workers(iterable, count, lambda element: callable(element, *args, **named))
-    return Workers(iterable, count, callable)
+        return count, lambda element: callable(element, *args, **named)
+    return count, callable
 
 
 def process_chain(

@@ -1,7 +1,8 @@
-"""What the engine has beside the helpers: ordered results, and the ways to cancel."""
+"""What the engine has beside the helpers: iterations, ordered results, the ways to cancel."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 from collections.abc import AsyncIterator, Callable
@@ -12,8 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
+from scrapy_deferkit import _engine
 from scrapy_deferkit._engine import (
+    END,
+    PASSED,
     Gate,
+    Iteration,
     cancel_and_wait,
     is_pending,
     ordered,
@@ -21,7 +26,7 @@ from scrapy_deferkit._engine import (
     settled,
     shield,
 )
-from scrapy_deferkit._runtime import CANCELLED, to_awaitable, to_deferred, turn
+from scrapy_deferkit._runtime import CANCELLED, to_awaitable, to_deferred, turn, uses_asyncio
 
 
 class Boom(Exception):
@@ -342,3 +347,278 @@ async def test_coroutines_deferreds_and_awaitable_generators_are_pending() -> No
     assert not is_pending(number for number in range(3))
     assert not is_pending("item")
     await coroutine
+
+
+async def _as_async(numbers: Any) -> AsyncIterator[int]:
+    for number in numbers:
+        await turn()
+        yield number
+
+
+def begun_workers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Give a list of the workers that iterations have begun."""
+    begun: list[Any] = []
+    begin = _engine.begin
+
+    def note(coroutine: Any) -> Any:
+        begun.append(coroutine)
+        return begin(coroutine)
+
+    monkeypatch.setattr(_engine, "begin", note)
+    return begun
+
+
+@given(
+    ends=st.lists(st.sampled_from(["at once", "fired", "later", "coroutine", "never"]), max_size=8),
+    count=st.integers(1, 4),
+    order=st.lists(st.integers(0, 9), min_size=8, max_size=8),
+    made_async=st.booleans(),
+)
+async def test_an_iteration_calls_in_order_and_as_many_at_once_as_may_be(
+    ends: list[str], count: int, order: list[int], made_async: bool
+) -> None:
+    calls = Calls()
+    started: list[int] = []
+
+    async def wait(number: int) -> None:
+        await to_awaitable(calls.call(number))
+
+    async def never_suspend() -> None:
+        return
+
+    def call(number: int) -> Any:
+        started.append(number)
+        return {
+            "at once": lambda: number,
+            "fired": lambda: succeed(number),
+            "later": lambda: calls.call(number),
+            "coroutine": lambda: wait(number),
+            "never": never_suspend,
+        }[ends[number]]()
+
+    elements = range(len(ends))
+    source = _as_async(elements) if made_async else elements
+    ended = to_deferred(Iteration(source, count, call).run())
+    waiting = [number for number, end in enumerate(ends) if end in ("later", "coroutine")]
+    for choice in order:
+        await some_turns()
+        outstanding = list(calls.outstanding)
+        assert sorted(outstanding) == [number for number in waiting if number in started]
+        assert len(started) == len(ends) or len(outstanding) == count
+        if outstanding:
+            number = outstanding[choice % len(outstanding)]
+            waiting.remove(number)
+            calls.end(number)
+    await to_awaitable(ended)
+    assert started == list(elements)
+
+
+async def test_coroutines_that_never_suspend_share_one_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun = begun_workers(monkeypatch)
+    done: list[int] = []
+
+    async def call(number: int) -> None:
+        done.append(number)
+
+    await Iteration(range(2000), 16, call).run()
+    assert done == list(range(2000))
+    assert len(begun) == 1
+
+
+async def test_no_more_workers_begin_than_may_be_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = begun_workers(monkeypatch)
+    await Iteration(range(200), 4, lambda _: turn()).run()
+    assert len(begun) <= 4 + 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("suspends", [True, False])
+@pytest.mark.parametrize("made_async", [True, False])
+async def test_what_is_passed_comes_in_order_and_nothing_is_taken_beyond_it(
+    count: int, suspends: bool, made_async: bool
+) -> None:
+    taken: list[int] = []
+
+    def elements() -> Any:
+        for number in range(12):
+            taken.append(number)
+            yield number
+
+    async def work() -> None:
+        if suspends:
+            await turn()
+
+    def call(number: int) -> Any:
+        return PASSED if number % 3 == 2 else work()
+
+    iteration = Iteration(_as_async(elements()) if made_async else elements(), count, call)
+    passed = []
+    while (element := await iteration.next()) is not END:
+        await some_turns()
+        passed.append(element)
+        assert len(taken) <= element + 1 + 3  # those before the next one that is passed, and it
+    assert passed == [2, 5, 8, 11]
+    assert await iteration.next() is END
+
+
+async def test_an_iteration_that_is_not_awaited_takes_no_second_element_that_is_passed() -> None:
+    calls = Calls()
+    numbers = iter(range(10))
+    iteration = Iteration(
+        numbers, 2, lambda number: calls.call(number) if number in (0, 2) else PASSED
+    )
+    assert await iteration.next() == 1
+    calls.end(0)
+    await some_turns()
+    second = to_deferred(iteration.next())
+    await some_turns()
+    if 2 in calls.outstanding:
+        calls.end(2)
+    assert await to_awaitable(second) == 3
+    await some_turns()
+    assert next(numbers) in (4, 5)
+
+
+@pytest.mark.parametrize("count", [1, 16])
+@pytest.mark.parametrize("is_fired", [True, False])
+async def test_many_deferreds_do_not_nest(count: int, is_fired: bool) -> None:
+    calls = Calls()
+    call = succeed if is_fired else calls.call
+    ended = to_deferred(Iteration(range(10_000), count, call).run())
+    await some_turns()
+    while calls.outstanding:
+        for number in list(calls.outstanding):
+            calls.end(number)
+        await turn()
+    await to_awaitable(ended)
+
+
+@pytest.mark.parametrize("fails", ["source", "call", "pending", "fired"])
+async def test_an_error_ends_the_source_and_is_raised_when_all_have_ended(fails: str) -> None:
+    calls = Calls()
+    taken: list[int] = []
+
+    def elements() -> Any:
+        for number in itertools.count():
+            taken.append(number)
+            if number == 1 and fails == "source":
+                raise Boom
+            yield number
+
+    async def break_down() -> None:
+        raise Boom
+
+    def call(number: int) -> Any:
+        if number == 1 and fails == "call":
+            raise Boom
+        if number == 1:
+            return break_down() if fails == "pending" else fail(Boom())
+        return calls.call(number)
+
+    ended = to_deferred(Iteration(elements(), 2, call).run())
+    failures: list[Any] = []
+    ended.addErrback(failures.append)
+    await some_turns()
+    assert (taken, failures) == ([0, 1], [])
+    calls.end(0)
+    await some_turns()
+    assert failures[0].type is Boom
+    assert taken == [0, 1]
+
+
+async def test_stopped_it_takes_nothing_more_and_what_is_outstanding_goes_on() -> None:
+    calls = Calls()
+    iteration = Iteration(itertools.count(), 2, calls.call)
+    ended = to_deferred(iteration.run())
+    await some_turns()
+    iteration.stop()
+    calls.end(0)
+    await some_turns()
+    assert not ended.called
+    assert list(calls.outstanding) == [1]
+    calls.end(1)
+    await to_awaitable(ended)
+    assert calls.cancelled == []
+
+
+@pytest.mark.parametrize("made_async", [True, False])
+async def test_cancelled_an_iteration_waits_until_all_have_ended_and_takes_nothing_more(
+    made_async: bool,
+) -> None:
+    cleaning_up: Deferred[None] = Deferred()
+    log: list[Any] = []
+
+    async def swallow(number: int) -> None:
+        log.append(number)
+        try:
+            await to_awaitable(Deferred())
+        except CANCELLED:
+            await to_awaitable(cleaning_up)
+            log.append(f"{number} has ended")
+
+    source = _as_async(itertools.count()) if made_async else itertools.count()
+    ended = to_deferred(Iteration(source, 1, swallow).run())
+    failures: list[Any] = []
+    ended.addErrback(failures.append)
+    await some_turns()
+    ended.cancel()
+    await some_turns()
+    assert log == [0]
+    cleaning_up.callback(None)
+    await some_turns()
+    assert log == [0, "0 has ended"]
+    assert issubclass(failures[0].type, CANCELLED)
+
+
+async def test_cancelled_at_once_it_leaves_no_coroutine_that_was_never_awaited() -> None:
+    async def work(number: int) -> None:
+        await turn()
+
+    ended = to_deferred(Iteration(range(5), 2, work).run())
+    ended.addErrback(lambda failure: failure.trap(*CANCELLED))
+    for _ in range(2):
+        await asyncio.sleep(0) if uses_asyncio() else None
+        ended.cancel()
+    await some_turns()
+    gc.collect()  # a coroutine that was never awaited would be warned about now
+
+
+async def test_closed_an_iteration_cancels_what_is_outstanding() -> None:
+    calls = Calls()
+    iterating = Iteration(itertools.count(), 2, calls.call).run()
+    iterating.send(None)
+    await some_turns()
+    iterating.close()
+    await some_turns()
+    assert sorted(calls.cancelled) == list(calls.outstanding)
+
+
+async def test_a_coroutine_runs_in_one_task_from_its_beginning() -> None:
+    tasks: list[Any] = []
+
+    async def call(number: int) -> None:
+        before = asyncio.current_task() if uses_asyncio() else None
+        await turn()
+        tasks.append((before, asyncio.current_task() if uses_asyncio() else None))
+
+    await Iteration(range(6), 3, call).run()
+    assert all(before is after for before, after in tasks)
+
+
+async def test_an_element_may_cancel_what_iterates() -> None:
+    called: list[int] = []
+
+    def call(number: int) -> Any:
+        called.append(number)
+        if number == 3:
+            ended.cancel()
+        return turn()
+
+    ended = to_deferred(Iteration(itertools.count(), 2, call).run())
+    failures: list[Any] = []
+    ended.addErrback(failures.append)
+    await some_turns()
+    assert issubclass(failures[0].type, CANCELLED)
+    assert len(called) <= 5

@@ -75,7 +75,7 @@ class Run:
 
     def fire(self, *choices: int) -> None:
         """Fire, of the Deferreds outstanding now, those that are chosen, one after the other."""
-        due = list(self.outstanding)
+        due = sorted(self.outstanding)
         for choice in choices[: len(due)]:
             self.outstanding.pop(due.pop(choice % len(due)))()
 
@@ -164,7 +164,7 @@ class Observed:
 
     def snapshot(self) -> tuple[Any, ...]:
         outcome = [self.run.describe(each) for each in self.outcomes] or PENDING
-        return list(self.run.calls), list(self.run.outstanding), outcome
+        return list(self.run.calls), sorted(self.run.outstanding), outcome
 
     async def until_quiet(self) -> None:
         """Let the loop run until nothing happens any more."""

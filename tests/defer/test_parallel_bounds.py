@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -107,7 +106,7 @@ def test_the_loop_has_a_turn_every_ten_milliseconds(monkeypatch: pytest.MonkeyPa
         now += 4
         called.append(element)
 
-    monkeypatch.setattr("twisted.internet.task.time", SimpleNamespace(time=lambda: now / 1000))
+    monkeypatch.setattr("scrapy_deferkit._engine.monotonic", lambda: now / 1000)
     with turns_by_hand() as turns:
         worked = parallel(range(9), 2, call)
         while not worked.called:

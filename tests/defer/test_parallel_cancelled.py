@@ -37,7 +37,7 @@ def test_cancelling_cancels_what_is_outstanding_and_takes_nothing_further(
         observed.deferred.cancel()
         turns.take_all()
         assert observed.outcomes[0].type is CancelledError
-        assert observed.run.cancelled == outstanding
+        assert sorted(observed.run.cancelled) == outstanding
         assert observed.run.calls == calls
 
 
