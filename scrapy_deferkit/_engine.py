@@ -12,8 +12,9 @@ value is waited for is the *face*'s business:
 from __future__ import annotations
 
 import types
+from contextvars import ContextVar
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from weakref import WeakSet
 
 from twisted.internet.defer import (
@@ -289,39 +290,63 @@ async def chain(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     face: Face,
+    left: Iterator[Callback] | None = None,
 ) -> Any:
     """Call one callback after the other, each with the result of the one before it.
 
-    The formulation is a Deferred with ``addCallback``: a Failure, given or returned, ends it.
+    The formulation is a Deferred with ``addCallback``: a Failure, given or returned, ends it. With
+    *left*, *value* is what the last callback gave, and those in it have not been called.
     """
-    if isinstance(value, Failure):
-        return face.leave(value)
-    left = iter(callbacks)
+    if left is None:
+        if isinstance(value, Failure):
+            return face.leave(value)
+        left = iter(callbacks)
+        kind = _VALUE
+    else:
+        kind = _kind_of(value)
+    steps = callbacks if isinstance(callbacks, Steps) else None
     waited: Face | None = None
+    forget: Callback | None = None
     try:
         while True:
-            value, kind = advance(left, value, args, kwargs, waited)
             if not kind:
-                return value
+                value, kind = advance(left, value, args, kwargs, waited)
+                if not kind:
+                    return value
             while kind == _PENDING or (kind == _GENERATOR and is_awaitable(value)):
-                waited = face  # before it, nobody could cancel
+                if waited is None:
+                    waited = face  # before it, nobody could cancel
+                    if steps is not None:
+                        forget = note_wait(steps, left)
                 value = await face.wait(value)
                 kind = _KINDS[type(value)] if type(value) in _KINDS else _learn(type(value))
             if kind == _FAILURE:
                 return face.leave(value)
-            if kind == _NOTHING and isinstance(callbacks, Steps):
-                raise callbacks.nothing_returned(_position(callbacks, left))
+            if kind == _NOTHING and steps is not None:
+                raise steps.nothing_returned(_position(steps, left))
+            kind = _VALUE
     except StopIteration as stop:
         if not face.cancelled:
             return Failure()
         error = not_stopping(stop)
-        if isinstance(callbacks, Steps):
-            callbacks.failed(_position(callbacks, left), error)
+        if steps is not None:
+            steps.failed(_position(steps, left), error)
         raise error from stop
     except Exception as error:
-        if isinstance(callbacks, Steps):
-            callbacks.failed(_position(callbacks, left), error)
+        if steps is not None:
+            steps.failed(_position(steps, left), error)
         raise
+    finally:
+        if forget is not None:
+            forget(None)
+
+
+def resume(left: Iterator[Callback], value: Any) -> Coroutine[Any, Any, Any]:
+    """Wait for *value*, what :func:`advance` has returned, and call the callbacks that are *left*.
+
+    Failures are raised.
+    """
+    return chain((), value, (), {}, COROUTINE, left)
 
 
 def _position(steps: Steps, left: Iterator[Callback]) -> int:
@@ -329,21 +354,50 @@ def _position(steps: Steps, left: Iterator[Callback]) -> int:
     return len(steps) - length_hint(left) - 1
 
 
-def step_within(awaitable: object) -> str | None:
-    """Give the path of the innermost step that *awaitable*, a suspended coroutine, waits in.
+Waits: TypeAlias = "dict[Iterator[Callback], Steps]"
+"""The steps that an item waits in; the keys are the callbacks that have not been called."""
 
-    Seen are the steps of the task that it runs in, not those of other tasks that it waits for;
-    ``None`` where no step of a stack is among them.
+_waits: ContextVar[Waits | None] = ContextVar("deferkit_waits", default=None)
+
+
+def watch_waits(waits: Waits | None) -> Waits | None:
+    """Note in *waits* the steps that wait from now on in this context; return where they were."""
+    before = _waits.get()
+    _waits.set(waits)
+    return before
+
+
+def note_wait(steps: Steps, left: Iterator[Callback] | None = None) -> Callback:
+    """Note that one of *steps* waits; return what takes the note away, and passes a result on.
+
+    It is the last of the *steps* but those *left*.
     """
-    path = None
-    while awaitable is not None:
-        frame = getattr(awaitable, "cr_frame", None)
-        if frame is not None and frame.f_code is chain.__code__:
-            callbacks = frame.f_locals["callbacks"]
-            if isinstance(callbacks, Steps):
-                path = callbacks.path_of(_position(callbacks, frame.f_locals["left"]))
-        awaitable = getattr(awaitable, "cr_await", None)
-    return path
+    waits = _waits.get()
+    if waits is None:
+        return _pass_on
+    key = iter(()) if left is None else left
+    waits[key] = steps
+
+    def forget(result: Any) -> Any:
+        waits.pop(key, None)
+        return result
+
+    return forget
+
+
+def _pass_on(result: Any) -> Any:
+    return result
+
+
+def waiting_in(waits: Waits) -> str | None:
+    """Return the paths of the innermost steps in *waits*, or ``None`` if there are none."""
+    paths = dict.fromkeys(steps.path_of(_position(steps, left)) for left, steps in waits.items())
+    return (
+        ", ".join(
+            path for path in paths if not any(other.startswith(f"{path}/") for other in paths)
+        )
+        or None
+    )
 
 
 def not_stopping(_: StopIteration) -> RuntimeError:
@@ -731,12 +785,11 @@ class Iteration:
     def _begin(self, pending: Any, face: Face) -> None:
         worker = _Worker(pending)
         self._workers[worker] = None
-        worker.coroutine = self._work(worker, face)
+        worker.coroutine = self._work(worker, face, self._is_led)
         worker.running = face.begin(worker.coroutine)
 
-    async def _work(self, worker: _Worker, face: Face) -> None:
+    async def _work(self, worker: _Worker, face: Face, leads: bool) -> None:
         pending, worker.pending = worker.pending, None
-        leads = self._is_led
         try:
             while pending is not None:
                 if leads and len(self._workers) < self.count and type(pending) is _COROUTINE:

@@ -312,6 +312,7 @@ class Policy(Stack):
     def _arrange(self) -> None:
         (step,) = self.steps or ()
         self._step = step
+        self._calls = StepCalls.of(self, [step])
         self._run = self._runner(step)
 
     def _require_ready(self) -> None:

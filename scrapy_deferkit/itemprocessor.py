@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import sys
 from collections import Counter, deque
@@ -23,17 +22,17 @@ from twisted.python.failure import Failure
 
 from ._config import Config
 from ._engine import (
-    COROUTINE,
     Gate,
     advance,
-    chain,
     granted,
     is_pending,
     not_stopping,
     resolve,
+    resume,
     settled,
     shield,
-    step_within,
+    waiting_in,
+    watch_waits,
 )
 from ._lifecycle import close_spider, engine_of
 from ._runtime import CANCELLED, Repeated, Started, Timer, call_soon, to_deferred
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
 
+    from ._engine import Waits
     from .stats import StepRecord
 
 logger = logging.getLogger(__name__)
@@ -228,6 +228,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
     async def _process(self, item: Any) -> Any:
         slots = self._slots
         visit: _Visit | None = None
+        waits: Waits | None = None
+        outer: Waits | None = None
         holds_slot = slots is not None and not slots.tokens and not _is_nested()
         if holds_slot:
             await self._wait_for_slot()
@@ -247,9 +249,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
             value, kind = advance(calls, item, (), _NO_ARGUMENTS)
             if not kind:
                 return value
-            # What has come so far is the result of the first step of what is left.
-            rest = itertools.chain((lambda _: value,), calls)
-            work = chain(rest, item, (), _NO_ARGUMENTS, COROUTINE)
+            work = resume(calls, value)
+            waits = {}
+            outer = watch_waits(waits)
             try:
                 waiting = work.send(None)
             except StopIteration as done:
@@ -258,7 +260,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 holds_slot = True
                 self._take_slot()
             visit = _Visit(work, waiting)
-            visit.processor, visit.left = self, left
+            visit.processor, visit.left, visit.waits = self, left, waits
             self._watchdog.begin(visit)
             result = await visit
             if visit.expired_at is not None:
@@ -272,6 +274,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 raise
             raise failure from error
         finally:
+            if waits is not None:
+                watch_waits(outer)
             if visit is not None:
                 self._watchdog.end(visit)
             if holds_slot:
@@ -481,6 +485,9 @@ class _Visit(Started):
     left: Iterator[Any]
     """The pipelines that have not been called; how many those are tells where the item is."""
 
+    waits: Waits
+    """The steps of stacks that the item waits in."""
+
     expired_at: int | None = None
     expired_in = ""
 
@@ -494,7 +501,7 @@ class _Visit(Started):
     @property
     def step(self) -> str:
         """The path of the step that the item waits in."""
-        return step_within(self.coroutine) or self.processor._pipelines[self.position].name
+        return waiting_in(self.waits) or self.processor._pipelines[self.position].name
 
     def warn(self, seconds: float) -> None:
         """Log that the item has been here for *seconds*."""

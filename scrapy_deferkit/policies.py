@@ -14,7 +14,16 @@ from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
 
 from ._bucket import TokenBucket
-from ._engine import Gate, cancel_once, granted, is_pending, not_stopping, resolve, settled
+from ._engine import (
+    Gate,
+    cancel_once,
+    granted,
+    is_pending,
+    not_stopping,
+    note_wait,
+    resolve,
+    settled,
+)
 from ._runtime import CANCELLED, Timer, monotonic, sleep, to_deferred
 from ._stack import (
     PASSING,
@@ -225,7 +234,11 @@ class Timeout(Policy):
         try:
             result = self._step.call(item, *args, **kwargs)
             if is_pending(result):
-                result = await self._within_time(to_deferred(result))
+                forget = note_wait(self._calls)
+                try:
+                    result = await self._within_time(to_deferred(result))
+                finally:
+                    forget(None)
             if isinstance(result, Failure):
                 result.raiseException()
             if result is None:
@@ -375,7 +388,11 @@ class Tap(Policy):
         result = self._step.call(item, *args, **kwargs)
         if is_pending(result):
             # Apart from this coroutine: a cancellation from within is a failure, not the item's.
-            result = await settled(to_deferred(result))
+            forget = note_wait(self._calls)
+            try:
+                result = await settled(to_deferred(result))
+            finally:
+                forget(None)
             if isinstance(result, Failure) and result.check(*CANCELLED):
                 raise cancelled_from_within(result.value)
         await resolve(result)

@@ -124,7 +124,7 @@ async def crawl_slowly(*pipelines: Any, **settings: Any) -> Trace:
         (StuckDeferred, "StuckDeferred"),
         (Swallowing, "Swallowing"),
         (Shop, "catalogue/reviews/fetch"),
-        (Branches, "catalogue/Parallel"),
+        (Branches, "catalogue/Parallel/fetch"),
     ],
 )
 async def test_an_item_that_never_ends_fails_where_it_is_and_the_crawl_ends(
