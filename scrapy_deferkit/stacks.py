@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, get_origin
 
 from scrapy.exceptions import CloseSpider, DropItem
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ._engine import cancel_and_wait, cancel_once, is_pending, not_stopping, resolve
+from ._engine import (
+    COROUTINE,
+    Iteration,
+    cancel_and_wait,
+    cancel_once,
+    is_pending,
+    not_stopping,
+    note_wait,
+    resolve,
+)
 from ._runtime import CANCELLED, to_deferred
 from ._stack import (
     PASSING,
@@ -25,9 +36,7 @@ from ._stack import (
     refuse_passing,
 )
 from .defer import (
-    parallel_async,
     process_chain_async,
-    process_chain_both,
     process_chain_both_async,
     process_parallel_async,
 )
@@ -43,8 +52,6 @@ from .processor import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
-
-    from twisted.internet.defer import Deferred
 
     from .processor import Step
 
@@ -197,22 +204,17 @@ class Parallel(Stack):
         self._copy = copy
         super().__init__(branches, name)
 
+    def _arrange(self) -> None:
+        self._calls = [StepCalls.of(self, [step]) for step in self.steps or ()]
+
     async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self.steps is None:
             raise self._not_ready()
         running: list[Deferred[Any]] = []
         failed: list[Step] = []
-
-        def branch(step: Step) -> Callable[..., Any]:
-            def call(item: Any, /, *args: Any, **kwargs: Any) -> Any:
-                return self._start(step, running, failed, item, *args, **kwargs)
-
-            return call
-
+        branches = [partial(self._start, calls, running, failed) for calls in self._calls]
         try:
-            results = await process_parallel_async(
-                [branch(step) for step in self.steps], item, *args, **kwargs
-            )
+            results = await process_parallel_async(branches, item, *args, **kwargs)
         except GeneratorExit:  # nothing can be waited for any more
             for deferred in running:
                 cancel_once(deferred)
@@ -224,7 +226,7 @@ class Parallel(Stack):
 
     def _start(
         self,
-        step: Step,
+        calls: StepCalls,
         running: list[Deferred[Any]],
         failed: list[Step],
         item: Any,
@@ -232,6 +234,8 @@ class Parallel(Stack):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
+        (step,) = calls.steps
+
         def fail(failure: Failure) -> Failure:
             if failed:  # nobody hears of it, and it may carry the first one's exception
                 return failure
@@ -252,7 +256,7 @@ class Parallel(Stack):
         except BaseException:
             return fail(Failure())
         if is_pending(result):
-            result = to_deferred(result).addErrback(fail)
+            result = to_deferred(result).addErrback(fail).addBoth(note_wait(calls))
             running.append(result)
         return fail(result) if isinstance(result, Failure) else result
 
@@ -280,7 +284,7 @@ class Each(Stack):
     ``errback(failure, element, *args)`` with the element as it was, returns another in its place,
     or raises. In each case all the elements are processed.
 
-    Runs on :func:`~scrapy_deferkit.defer.parallel_async`.
+    An element that is pending takes no task of its own, but one of at most *concurrency*.
     """
 
     def __init__(
@@ -313,6 +317,12 @@ class Each(Stack):
     def _leading_arguments(self, position: int) -> int:
         return position + 1
 
+    def _arrange(self) -> None:
+        step, *errbacks = self.steps or ()
+        self._step = step
+        self._errback = errbacks[0] if errbacks else None
+        self._calls = StepCalls.of(self, [step])
+
     async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         if self.steps is None:
             raise self._not_ready()
@@ -328,73 +338,10 @@ class Each(Stack):
             raise
         if value is None:
             return item
-        outcomes: list[Any] = list(value)
-        begun: list[Deferred[Any]] = []
-
-        def work(position: int) -> Deferred[None] | None:
-            try:
-                processed = self._process(outcomes[position], begun, args, kwargs)
-            except Exception as error:
-                mark_step(error, self.name)
-                outcomes[position] = Failure()
-                return None
-            return processed.addBoth(lambda it: outcomes.__setitem__(position, it))
-
-        try:
-            await parallel_async(range(len(outcomes)), self._concurrency, work)
-        except GeneratorExit:  # nothing can be waited for any more
-            raise
-        except BaseException:
-            await cancel_and_wait(begun)
-            raise
-        kept = list(self._kept(outcomes))
+        elements = _Elements(self, value, args, kwargs)
+        await elements.iteration.run()
+        kept = list(self._kept(elements.outcomes))
         return self._own(self._field, set_fields, item, {self._field: _like(value, kept)})
-
-    def _process(
-        self, element: Any, begun: list[Deferred[Any]], args: Any, kwargs: Any
-    ) -> Deferred[Any]:
-        """Give a Deferred of the processed *element*; cancelled, it calls no errback.
-
-        What is pending is noted in *begun*: it may end later than the Deferred that is cancelled.
-        """
-        step, *errback_steps = self.steps or ()
-
-        def call(element: Any, /, *args: Any, **kwargs: Any) -> Any:
-            return _noting(begun, step.call(element, *args, **kwargs))
-
-        callbacks: list[Callable[..., Any] | None] = [call, self._checking(step)]
-        errbacks: list[Callable[..., Any] | None] = [None, self._marking(step)]
-        for errback in errback_steps:
-            before = copy_item(element)
-            callbacks.append(None)
-            errbacks.append(self._handling(errback, before, begun))
-        return process_chain_both(callbacks, errbacks, element, *args, **kwargs)
-
-    def _handling(self, step: Step, before: Any, begun: list[Deferred[Any]]) -> Callable[..., Any]:
-        def handle(failure: Failure, /, *args: Any, **kwargs: Any) -> Any:
-            if failure.check(DropItem, CloseSpider) or not failure.check(Exception):
-                return failure
-            return _noting(begun, self._handle(step, failure, before, *args, **kwargs))
-
-        return handle
-
-    def _checking(self, step: Step) -> Callable[..., Any]:
-        def check(result: Any, /, *_: Any, **__: Any) -> Any:
-            if result is None:
-                error = nothing_returned(f"{self.name}/{step.name}")
-                self._mark(step, error)
-                raise error
-            return result
-
-        return check
-
-    def _marking(self, step: Step) -> Callable[..., Failure]:
-        def mark(failure: Failure, /, *_: Any, **__: Any) -> Failure:
-            failure = _as_failure(failure)
-            self._mark(step, _error_of(failure))
-            return failure
-
-        return mark
 
     def _kept(self, outcomes: list[Any]) -> Iterator[Any]:
         """Give the elements that go on, or raise what fails the item."""
@@ -424,6 +371,84 @@ class Each(Stack):
             failure.value,
         )
         self._count("elements_dropped")
+
+
+class _Elements:
+    """The elements of one field, and what has become of each."""
+
+    def __init__(self, each: Each, elements: Any, args: Any, kwargs: Any) -> None:
+        self.outcomes: list[Any] = list(elements)
+        self._each = each
+        self._call = each._step.call
+        self._args = args
+        self._kwargs = kwargs
+        self.iteration = Iteration(range(len(self.outcomes)), each._concurrency, self._process)
+
+    def _process(self, position: int) -> Coroutine[Any, Any, None] | None:
+        """Call the processor; return what has to be awaited where there is something."""
+        element = before = self.outcomes[position]
+        if self._each._errback is not None:
+            try:
+                before = copy_item(element)
+            except Exception as error:
+                mark_step(error, self._each.name)
+                self.outcomes[position] = Failure()
+                return None
+        try:
+            result = self._call(element, *self._args, **self._kwargs)
+        except BaseException:
+            return self._end(position, before, Failure())
+        if is_pending(result):
+            return self._wait(position, before, result)
+        return self._end(position, before, result)
+
+    async def _wait(self, position: int, before: Any, pending: Any) -> None:
+        forget = note_wait(self._each._calls)
+        try:
+            result = await self._result_of(pending)
+        finally:
+            forget(None)
+        handling = self._end(position, before, result)
+        if handling is not None:
+            await handling
+
+    async def _result_of(self, pending: Any) -> Any:
+        """Wait for *pending*; return its result or its Failure, unless all is cancelled."""
+        result = pending
+        try:
+            while is_pending(result):
+                result = await COROUTINE.wait(result)
+        except GeneratorExit:  # nothing can be waited for any more
+            raise
+        except BaseException:
+            if self.iteration.is_cancelled:
+                if isinstance(result, Deferred):
+                    await cancel_and_wait([result])
+                raise
+            return Failure()
+        return result
+
+    def _end(self, position: int, before: Any, result: Any) -> Coroutine[Any, Any, None] | None:
+        """Take the *result* of an element; return what has to be awaited where an errback is."""
+        each = self._each
+        if result is None:
+            result = Failure(nothing_returned(f"{each.name}/{each._step.name}"))
+        if isinstance(result, Failure):
+            result = _as_failure(result)
+            each._mark(each._step, _error_of(result))
+            if (
+                each._errback is not None
+                and result.check(Exception)
+                and not result.check(DropItem, CloseSpider)
+            ):
+                handled = each._handle(each._errback, result, before, *self._args, **self._kwargs)
+                return self._handled(position, handled)
+        self.outcomes[position] = result
+        return None
+
+    async def _handled(self, position: int, handling: Coroutine[Any, Any, Any]) -> None:
+        result = await self._result_of(handling)
+        self.outcomes[position] = _as_failure(result) if isinstance(result, Failure) else result
 
 
 class Route(Stack):
@@ -516,15 +541,6 @@ def _as_failure(failure: Failure) -> Failure:
     if not failure.check(*CANCELLED):
         return failure
     return Failure(cancelled_from_within(_error_of(failure)))
-
-
-def _noting(begun: list[Deferred[Any]], result: Any) -> Any:
-    """Give *result*, as a Deferred that is noted in *begun* where it is pending."""
-    if not is_pending(result):
-        return result
-    deferred = to_deferred(result)
-    begun.append(deferred)
-    return deferred
 
 
 def _like(value: Any, elements: list[Any]) -> Any:
