@@ -8,15 +8,13 @@ import functools
 import gc
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import scrapy
-from scrapy import signals
-from scrapy.crawler import Crawler, CrawlerRunner
+from scrapy.crawler import CrawlerRunner
 from scrapy.http import Request
 from scrapy.utils.defer import maybe_deferred_to_future
 
@@ -83,61 +81,22 @@ def port() -> int:
     return int(server.stdout.readline())
 
 
-class Heartbeat:
-    """Notes how late each call of the loop is, in seconds."""
-
-    every = 0.005
-    late: list[float] = []
-
-    def __init__(self, crawler: Crawler) -> None:
-        crawler.signals.connect(self._begin, signals.spider_opened)
-        crawler.signals.connect(self._end, signals.spider_closed)
-
-    @classmethod
-    def from_crawler(cls, crawler: Crawler) -> Heartbeat:
-        return cls(crawler)
-
-    def _begin(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.late.clear()
-        self._plan()
-
-    def _plan(self) -> None:
-        self._due = self._loop.time() + self.every
-        self._next = self._loop.call_at(self._due, self._beat)
-
-    def _beat(self) -> None:
-        self.late.append(self._loop.time() - self._due)
-        self._plan()
-
-    def _end(self) -> None:
-        self._next.cancel()
-
-
 def crawls(
     spider: type[Pages],
     pipeline: type = PlainPipeline,
     clock: Callable[[], float] = time.process_time,
-    *,
-    as_job: bool = False,
     **settings: Any,
 ) -> Measurement:
-    """Measure crawls of *spider* with so many pages or items, in seconds of *clock*.
-
-    *as_job* gives each a ``JOBDIR`` of its own.
-    """
+    """Measure crawls of *spider* with so many pages or items, in seconds of *clock*."""
 
     async def measure(number: int) -> float:
         port()
         runner = CrawlerRunner({**QUIET, "ITEM_PIPELINES": {pipeline: 1}, **settings})
-        with tempfile.TemporaryDirectory() as folder:
-            if as_job:
-                runner.settings.set("JOBDIR", folder)
-            crawler = runner.create_crawler(spider)
-            gc.collect()  # the garbage of earlier crawls is theirs
-            started = clock()
-            await maybe_deferred_to_future(runner.crawl(crawler, number=number))
-            took = clock() - started
+        crawler = runner.create_crawler(spider)
+        gc.collect()  # the garbage of earlier crawls is theirs
+        started = clock()
+        await maybe_deferred_to_future(runner.crawl(crawler, number=number))
+        took = clock() - started
         scraped = crawler.stats.get_value("item_scraped_count")
         if scraped != number:
             raise RuntimeError(f"{scraped} items were scraped instead of {number}")

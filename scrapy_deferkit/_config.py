@@ -23,8 +23,6 @@ SETTINGS = (
     "DEFERKIT_EACH",
     "DEFERKIT_ITEM_CLASSES",
     "DEFERKIT_ITEM_TIMEOUT",
-    "DEFERKIT_JOURNAL",
-    "DEFERKIT_JOURNAL_ON_ERROR",
     "DEFERKIT_MAX_FAILED_ITEMS",
     "DEFERKIT_PARALLEL",
     "DEFERKIT_REPLAY",
@@ -72,8 +70,6 @@ class Config:
     dead_letters: bool
     dead_letters_url: str | None
     dead_letters_max: int
-    journal: bool
-    closes_on_journal_error: bool
 
     @classmethod
     def from_settings(cls, settings: BaseSettings) -> Config:
@@ -100,11 +96,6 @@ class Config:
             dead_letters=_flag(settings, "DEFERKIT_DEAD_LETTERS", default=False),
             dead_letters_url=_text(settings, "DEFERKIT_DEAD_LETTERS_URL"),
             dead_letters_max=_whole_number(settings, "DEFERKIT_DEAD_LETTERS_MAX", 0, least=0),
-            journal=_journal(settings),
-            closes_on_journal_error=_one_of(
-                settings, "DEFERKIT_JOURNAL_ON_ERROR", ("close", "continue")
-            )
-            == "close",
         )
 
 
@@ -201,25 +192,6 @@ def _text(settings: BaseSettings, name: str) -> str | None:
             f"{name} = {value!r}: a URL is expected, such as sqlite:///letters.sqlite"
         )
     return value
-
-
-def _one_of(settings: BaseSettings, name: str, allowed: tuple[str, ...]) -> str:
-    value = settings.get(name, allowed[0])
-    if value not in allowed:
-        listed = " or ".join(repr(each) for each in allowed)
-        raise StackConfigError(f"{name} = {value!r}: {listed} is expected")
-    return str(value)
-
-
-def _journal(settings: BaseSettings) -> bool:
-    has_place = bool(settings.get("JOBDIR"))
-    is_on = _flag(settings, "DEFERKIT_JOURNAL", default=has_place)
-    if is_on and not has_place:
-        raise StackConfigError(
-            "DEFERKIT_JOURNAL = True: the journal lies in the crawl's JOBDIR, and there is none; "
-            "set JOBDIR, or take DEFERKIT_JOURNAL out"
-        )
-    return is_on
 
 
 def _as_number(value: Any, kind: type[int] | type[float]) -> float | None:

@@ -11,6 +11,7 @@ value is waited for is the *face*'s business:
 
 from __future__ import annotations
 
+import sys
 import types
 from contextvars import ContextVar
 from operator import length_hint
@@ -619,10 +620,23 @@ class Iteration:
 
     A *source* or a *call* that raises, and a pending result that fails, end the source; the error
     is raised when all that is outstanding has ended.
+
+    Without *workers_lead*, only who awaits :meth:`next` takes elements: an async *source* is then
+    iterated in one task.
     """
 
-    def __init__(self, source: Any, count: int, call: Callable[[Any], Any]) -> None:
-        self.count = count
+    def __init__(
+        self,
+        source: Any,
+        count: int | None,
+        call: Callable[[Any], Any],
+        *,
+        workers_lead: bool = True,
+        is_detached: bool = False,
+    ) -> None:
+        self.count = sys.maxsize if count is None else count
+        self._workers_lead = workers_lead
+        self._is_detached = is_detached
         self.is_cancelled = False
         self._is_async = hasattr(source, "__aiter__")
         self._source: Any = aiter(source) if self._is_async else iter(source)
@@ -642,7 +656,8 @@ class Iteration:
     async def next(self, face: Face = COROUTINE) -> Any:
         """Return the next element that *call* has passed, or ``END`` after all calls have ended.
 
-        Cancelled, it cancels what is outstanding and waits until that has ended.
+        Cancelled, it cancels what is outstanding and waits until that has ended; one that is
+        detached takes nothing more, and what is outstanding goes on.
         """
         try:
             while True:
@@ -664,11 +679,13 @@ class Iteration:
                     await face.wait(self._wake)
                 else:
                     break
-        except GeneratorExit:  # nothing can be waited for any more
+        except BaseException as error:
+            if self._is_detached:
+                self.stop()
+                raise
             self.cancel()
-            raise
-        except BaseException:
-            self.cancel()
+            if isinstance(error, GeneratorExit):  # nothing can be waited for any more
+                raise
             for worker in tuple(self._workers):
                 await settled(to_deferred(worker.running))
             raise
@@ -815,6 +832,10 @@ class Iteration:
                     result = await face.wait(pending)
                 if isinstance(result, Failure):
                     result.raiseException()
+                if not self._workers_lead:
+                    if leads:
+                        self._give_up_lead()
+                    return
                 if not leads:
                     if (
                         self._is_led
@@ -836,7 +857,7 @@ class Iteration:
                 await cancel_and_wait([pending])
         finally:
             del self._workers[worker]
-            if not self._workers or self._passed is not END:
+            if not self._workers or self._passed is not END or not self._workers_lead:
                 self._wake_up()
 
     def _give_up_lead(self) -> None:
@@ -984,6 +1005,32 @@ class CoiteratorsInTurns(Coiterators):
         ended, self._going_on = self._going_on, []
         for gate in ended:
             gate.open()
+
+
+class Outstanding:
+    """Counts what is under way, and lets others wait until there is none."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._none: Gate | None = None
+
+    def begin(self) -> None:
+        """Count one more."""
+        self.number += 1
+
+    def end(self) -> None:
+        """Count one less."""
+        self.number -= 1
+        if not self.number and self._none is not None:
+            none, self._none = self._none, None
+            none.open()
+
+    async def until_none(self) -> None:
+        """Wait until there is none; returns at once if there is none now."""
+        while self.number:
+            if self._none is None:
+                self._none = Gate([])
+            await resolve(shield(self._none.deferred))
 
 
 async def resolve(value: Any) -> Any:

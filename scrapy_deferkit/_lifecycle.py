@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from scrapy import signals
 
 from ._runtime import spawn, turn
+from ._scrapy import engine_of, is_closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from scrapy.core.engine import ExecutionEngine
     from scrapy.crawler import Crawler
     from twisted.python.failure import Failure
 
@@ -77,34 +77,6 @@ class Lifecycle:
                     "%s failed to close", stack, extra={"spider": self._crawler.spider}
                 )
         self._opened.clear()
-
-
-def engine_of(crawler: Crawler) -> ExecutionEngine | None:
-    """Give the engine of *crawler*; ``None`` where it does not crawl, in a test say."""
-    try:
-        return crawler.engine
-    except RuntimeError:  # from Scrapy 2.18 on
-        return None
-
-
-def is_closing(crawler: Crawler) -> bool:
-    """Tell whether the crawl is being closed, so that nothing new should begin."""
-    slot = getattr(engine_of(crawler), "_slot", None)
-    return not crawler.crawling or getattr(slot, "closing", None) is not None
-
-
-def has_other_work(crawler: Crawler) -> bool:
-    """Tell whether anything but ``start()`` is under way: a request or its items, at any point."""
-    engine = engine_of(crawler)
-    slot = getattr(engine, "_slot", None)
-    if engine is None or slot is None:
-        return False
-    scraper = engine.scraper.slot
-    return (
-        bool(slot.inprogress)
-        or slot.scheduler.has_pending_requests()
-        or (scraper is not None and not scraper.is_idle())
-    )
 
 
 def close_spider(crawler: Crawler, reason: str) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from scrapy.exceptions import CloseSpider, DropItem
 from twisted.internet.defer import DeferredLock
 
+from ._crawl import crawl_of
 from ._engine import Steps, granted
 from ._runtime import CANCELLED, is_asked_for
 from .defer import process_chain_async
@@ -46,10 +47,6 @@ PASSING: tuple[type[BaseException], ...] = (DropItem, CloseSpider, *CANCELLED)
 """What is no failure: it passes through every stack untouched."""
 
 _ERRORS: tuple[type[BaseException], ...] = (Exception, *CANCELLED)
-_RUNNING = "_deferkit_running"
-
-WATCH = "_deferkit_watch"
-"""Where a crawler has what counts steps, given each ``(stack, name, call)`` as it is bound."""
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +138,7 @@ class Stack:
         if self._crawler is crawler:
             return self
         description = self._description
-        running: dict[int, Self] = vars(crawler).setdefault(_RUNNING, {})
+        running: dict[int, Self] = crawl_of(crawler).stacks
         bound = running.get(id(description))
         if bound is None:
             bound = object.__new__(type(self))
@@ -166,7 +163,7 @@ class Stack:
     def _set_up(self, crawler: Crawler | None) -> None:
         taken: set[str] = set()
         steps = []
-        watch = vars(crawler).get(WATCH) if crawler is not None else None
+        observers = () if crawler is None else crawl_of(crawler).observers
         for processor in self._processors:
             step = make_step(processor, crawler)
             name, number = step.name, 1
@@ -174,7 +171,9 @@ class Stack:
                 number += 1
                 name = f"{step.name}#{number}"
             taken.add(name)
-            call = step.call if watch is None else watch(self, name, step.call)
+            call = step.call
+            for observe in observers:
+                call = observe(self, name, call)
             steps.append(Step(name, call, step.source, step.takes_item_only))
             if crawler is not None and is_stack(step.source) and step.source._parent is None:
                 step.source._parent, step.source._place = self, name

@@ -1,4 +1,4 @@
-"""One line in ``ADDONS`` for the item processor, the dead letters and the report."""
+"""One line in ``ADDONS`` for the gate, the item processor, the dead letters and the report."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from scrapy.settings import SETTINGS_PRIORITIES
 from scrapy.utils.misc import load_object
 
 from ._config import SETTINGS, Config
+from .gate import ItemGate
 from .itemprocessor import DeferKitItemProcessor
 from .report import Report
-from .spidermiddlewares import DeliverySpiderMiddleware
 
 if TYPE_CHECKING:
     from scrapy.settings import BaseSettings
@@ -29,7 +29,7 @@ _SET = {
 
 
 class Addon:
-    """Switch on the item processor, the dead letters and the report.
+    """Switch on the gate, the item processor, the dead letters and the report.
 
     What the user has set always wins:
 
@@ -47,7 +47,7 @@ class Addon:
                 settings.set(name, value, "addon")
         # Next to the engine: behind it, no middleware changes which items there are.
         settings.setdefault_in_component_priority_dict(
-            "SPIDER_MIDDLEWARES", DeliverySpiderMiddleware, _NEXT_TO_THE_ENGINE
+            "SPIDER_MIDDLEWARES", ItemGate, _NEXT_TO_THE_ENGINE
         )
         settings.setdefault_in_component_priority_dict("EXTENSIONS", Report, 0)
         config = Config.from_settings(settings)
@@ -58,12 +58,11 @@ class Addon:
             timeout = f"{config.item_timeout:g} s" if config.item_timeout else "any time"
             switched_on.append(f"the item processor ({bound} items at once, {timeout} each)")
             if config.dead_letters:
-                journal = " and the journal" if config.journal else ""
-                switched_on.append(f"the dead letters{journal}")
+                switched_on.append("the dead letters")
         else:
             logger.warning(
-                "ITEM_PROCESSOR is %s, which was set in this project: items are neither bounded, "
-                "timed nor kept. Take it out, or derive it from DeferKitItemProcessor.",
+                "ITEM_PROCESSOR is %s, which was set in this project: items are neither timed nor "
+                "kept. Take it out, or derive it from DeferKitItemProcessor.",
                 settings["ITEM_PROCESSOR"],
             )
         if config.report:

@@ -37,10 +37,10 @@ from scrapy.utils.project import inside_project
 from ._letterbox import default_folder, default_url
 from .codec import Codec, CodecError, UnstorableValue
 from .exceptions import DeadLettersError, DeferKitError, StackConfigError
+from .gate import ItemGate
 from .itemprocessor import DeferKitItemProcessor
 from .replay import ReplayOrder
 from .signals import item_dead_lettered
-from .spidermiddlewares import DeliverySpiderMiddleware
 
 if TYPE_CHECKING:
     import argparse
@@ -341,7 +341,6 @@ class Command(BaseRunSpiderCommand):
             raise UsageError(f"there is no spider {name!r} in this project") from None
         always: dict[str, Any] = {
             "JOBDIR": None,
-            "DEFERKIT_JOURNAL": False,
             "DEFERKIT_DEAD_LETTERS": True,
             "DEFERKIT_DEAD_LETTERS_MAX": 0,
             # One whose queue outlives the crawl would add what is in it.
@@ -358,9 +357,7 @@ class Command(BaseRunSpiderCommand):
             return
         ((store, selection),) = places
         settings.set("DEFERKIT_REPLAY", ReplayOrder(selection, opts.limit, opts.lease), "cmdline")
-        # Whatever the spider makes of its settings as it is built, it is not crawled.
-        spidercls.start = _start_nothing  # type: ignore[assignment,method-assign]
-        crawler = process.create_crawler(spidercls)
+        crawler = process.create_crawler(_without_start(spidercls))
         tally = _Tally()
         tally.connect(crawler)
         with _progress(total) as tally.advance:
@@ -376,11 +373,17 @@ class Command(BaseRunSpiderCommand):
         self.exitcode = int(bool(tally.failed or troubles or process.bootstrap_failed))
 
 
-async def _start_nothing(_: Spider) -> AsyncIterator[Any]:
-    """Stand in the place of the ``start()`` of a spider."""
-    outputs: tuple[Any, ...] = ()
-    for output in outputs:
-        yield output
+def _without_start(spidercls: type[Spider]) -> type[Spider]:
+    """Return *spidercls* with nothing to crawl, whatever it makes of its settings as it is built."""
+
+    async def start(_: Spider) -> AsyncIterator[Any]:
+        outputs: tuple[Any, ...] = ()
+        for output in outputs:
+            yield output
+
+    names = ("__module__", "__qualname__", "__doc__")
+    same = {name: getattr(spidercls, name) for name in names}
+    return type(spidercls.__name__, (spidercls,), {**same, "start": start})
 
 
 @dataclass
@@ -439,7 +442,8 @@ class _Tally:
         for key, what in (
             ("replay/not_removed", "delivered and still there"),
             ("items/not_dead_lettered", "failed and left as they were"),
-            ("kept_items/errors", "errors outside the pipelines"),
+            ("items/errors", "errors outside the pipelines"),
+            ("replay/errors", "troubles with the store"),
         ):
             number = crawler.stats.get_value(f"deferkit/{key}", 0)
             if number:
@@ -463,7 +467,7 @@ def _checked(spidercls: type[Spider], settings: Settings) -> BaseSettings:
     processor = load_object(crawler.settings["ITEM_PROCESSOR"])
     keeps = isinstance(processor, type) and issubclass(processor, DeferKitItemProcessor)
     enabled = build_component_list(crawler.settings.getwithbase("SPIDER_MIDDLEWARES"))
-    begins = any(_is_delivery(load_object(each)) for each in enabled)
+    begins = any(_is_gate(load_object(each)) for each in enabled)
     if not keeps and not begins:
         raise UsageError(
             f"{spidercls.name} does not keep items, so nothing can be replayed: the add-on is not "
@@ -476,14 +480,14 @@ def _checked(spidercls: type[Spider], settings: Settings) -> BaseSettings:
         )
     if not begins:
         raise UsageError(
-            f"{spidercls.name} has no DeliverySpiderMiddleware in SPIDER_MIDDLEWARES, which a "
+            f"{spidercls.name} has no ItemGate in SPIDER_MIDDLEWARES, which a "
             f"replay begins with: take out what disables it, and see to {_ADDON}"
         )
     return crawler.settings
 
 
-def _is_delivery(component: Any) -> bool:
-    return isinstance(component, type) and issubclass(component, DeliverySpiderMiddleware)
+def _is_gate(component: Any) -> bool:
+    return isinstance(component, type) and issubclass(component, ItemGate)
 
 
 @contextmanager

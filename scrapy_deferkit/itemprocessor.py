@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections import Counter, deque
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -17,34 +16,34 @@ from scrapy.pipelines import ItemPipelineManager
 from scrapy.pipelines.media import MediaPipeline
 from scrapy.settings import Settings
 from scrapy.utils.python import global_object_name
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from ._config import Config
+from ._crawl import crawl_of
 from ._engine import (
-    Gate,
+    Outstanding,
     advance,
-    granted,
     is_pending,
     not_stopping,
-    resolve,
     resume,
     settled,
     shield,
     waiting_in,
     watch_waits,
 )
-from ._lifecycle import close_spider, engine_of
-from ._runtime import CANCELLED, Repeated, Started, Timer, call_soon, to_deferred
+from ._lifecycle import close_spider
+from ._runtime import CANCELLED, Repeated, Started, Timer, to_deferred
+from ._scrapy import look_whether_to_close
 from ._stack import contained
 from ._watchdog import FIRST_WARNING, GRACE, Watchdog
-from .delivery import Delivery
+from .delivery import PIPELINES, Delivery, Visit
 from .exceptions import ClosingError, StepTimeout, mark_step, step_of, text_of
 from .processor import is_stack
 from .stats import FOLD_AT, StepStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Iterator
 
     from scrapy.crawler import Crawler
 
@@ -55,7 +54,7 @@ logger = logging.getLogger(__name__)
 
 _ERRORS: tuple[type[BaseException], ...] = (Exception, *CANCELLED)
 _NO_ARGUMENTS: dict[str, Any] = {}
-_RECHECK_AFTER = 0.1
+_LOOK_AGAIN_AFTER = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,6 @@ class DeferKitItemProcessor(ItemPipelineManager):
 
     Runs ``ITEM_PIPELINES`` as Scrapy does, whatever their style, and adds to that:
 
-    * at most ``DEFERKIT_CONCURRENT_ITEMS`` items are in pipelines at once, across the crawl;
     * an item that stays is warned about, and fails after ``DEFERKIT_ITEM_TIMEOUT`` seconds with a
       :exc:`~scrapy_deferkit.exceptions.StepTimeout` that names the step it was in;
     * failures carry the step where they rose, and steps are counted and timed
@@ -82,7 +80,10 @@ class DeferKitItemProcessor(ItemPipelineManager):
     * ``DEFERKIT_MAX_FAILED_ITEMS`` closes it with the reason ``item_failures``;
     * when the spider closes, every pipeline is closed, whatever the others do.
 
-    Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where a setting is wrong.
+    Of an item that comes from the gate (:mod:`scrapy_deferkit.gate`) it knows the page. One that
+    comes another way, submitted by a pipeline say, is processed all the same.
+
+    Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` if a setting is wrong.
     """
 
     def __init__(self, *middlewares: Any, crawler: Crawler | None = None) -> None:
@@ -97,19 +98,14 @@ class DeferKitItemProcessor(ItemPipelineManager):
             for pipeline in self._pipelines
             if pipeline.record is not None
         )
-        bound = config.concurrent_items
-        self._slots = DeferredSemaphore(bound) if bound else None
         self._timeout = config.item_timeout
-        self._watchdog: Watchdog[_Visit] = Watchdog(self._timeout)
+        self._watchdog: Watchdog[_Wait] = Watchdog(self._timeout)
         self._limit = config.max_failed_items
         self._ended = 0
         self._failures: deque[int] = deque()
         self._delivery: Delivery | None = None
-        self._keeps_rows = False
-        self._copy: Callable[[Any], Any] | None = None
-        self._inside = 0
-        self._emptied: Gate | None = None
-        self._rechecking: Timer | None = None
+        self._items = Outstanding() if crawler is None else crawl_of(crawler).items
+        self._looking: Timer | None = None
         self._publishing: Repeated | None = None
         self._publish_interval = 0.0
         if self._stats is not None:
@@ -168,12 +164,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
         return call_shielded
 
     async def open_spider_async(self) -> None:
-        """Open every pipeline, and the journal before them."""
+        """Open the dead letters, and then every pipeline."""
         if self.crawler is not None:
-            self._delivery = delivery = await Delivery.begin(self.crawler)
-            self._keeps_rows = delivery is not None and delivery.keeps_rows
-            if delivery is not None and not delivery.keeps_rows:
-                self._copy = delivery.copy
+            self._delivery = await Delivery.begin(self.crawler)
         try:
             await super().open_spider_async()
         except BaseException:
@@ -182,58 +175,18 @@ class DeferKitItemProcessor(ItemPipelineManager):
             raise
         if self._stats is not None and self._publish_interval > 0:
             self._publishing = Repeated(self._publish_interval, self._stats.publish)
-        if self.crawler is not None and engine_of(self.crawler) is not None:
-            self._recheck()
 
-    def process_item_async(self, item: Any) -> Coroutine[Any, Any, Any]:
-        """Give, once awaited, *item* as the pipelines made it.
+    async def process_item_async(self, item: Any) -> Any:
+        """Return *item* as the pipelines made it.
 
-        Raises what a pipeline raises, and :exc:`~scrapy_deferkit.exceptions.StepTimeout` after
-        ``DEFERKIT_ITEM_TIMEOUT``.
+        Raises what a pipeline raises, once that is a dead letter, and
+        :exc:`~scrapy_deferkit.exceptions.StepTimeout` after ``DEFERKIT_ITEM_TIMEOUT``.
         """
-        # Not a coroutine function itself: one more of them is a tenth of what an item costs.
-        return self._deliver(item) if self._keeps_rows else self._process(item)
-
-    async def _deliver(self, item: Any) -> Any:
-        """Process *item*, which has a row until it has ended."""
-        delivery = self._delivery
-        assert delivery is not None
-        stay = delivery.enter_pipelines(item)
-        waits = stay.write is not None and not stay.write.is_over
-        if waits:
-            self._inside += 1
-        try:
-            write = stay.write
-            if write is not None:
-                if waits:
-                    await write.wait()
-                if write.error is not None:
-                    delivery.note_untracked()
-            result = await self._process(item)
-        except DropItem:
-            delivery.end(stay)
-            raise
-        except Exception as error:
-            delivery.failed_in_pipelines(stay, item, error)
-            raise
-        except BaseException:
-            delivery.leave()
-            raise
-        finally:
-            if waits:
-                self._leave()
-        delivery.end(stay)
-        return result
-
-    async def _process(self, item: Any) -> Any:
-        slots = self._slots
-        visit: _Visit | None = None
-        waits: Waits | None = None
-        outer: Waits | None = None
-        holds_slot = slots is not None and not slots.tokens and not _is_nested()
-        if holds_slot:
-            await self._wait_for_slot()
-        as_entered = None if self._copy is None else self._copy(item)
+        visit = Visit.taken(item)
+        if is_unannounced := visit is None:
+            visit = Visit(self._delivery, PIPELINES, item, None)
+        self._items.begin()
+        wait: _Wait | None = None
         left: Iterator[Any]
         calls: Iterator[Callable[[Any], Any]]
         if self._timed:
@@ -244,78 +197,44 @@ class DeferKitItemProcessor(ItemPipelineManager):
         else:
             left = calls = iter(self._calls)
         try:
-            # Not process_chain_async(): what has to be bounded and watched is what waits, and
-            # until then nobody pays for a coroutine.
+            # Not process_chain_async(): what has to be watched is what waits, and until then
+            # nobody pays for a coroutine.
             value, kind = advance(calls, item, (), _NO_ARGUMENTS)
-            if not kind:
-                return value
-            work = resume(calls, value)
-            waits = {}
-            outer = watch_waits(waits)
-            try:
-                waiting = work.send(None)
-            except StopIteration as done:
-                return done.value
-            if not holds_slot and not _is_nested():
-                holds_slot = True
-                self._take_slot()
-            visit = _Visit(work, waiting)
-            visit.processor, visit.left, visit.waits = self, left, waits
-            self._watchdog.begin(visit)
-            result = await visit
-            if visit.expired_at is not None:
-                raise CancelledError
-            return result
+            if kind:
+                waits: Waits = {}
+                outer = watch_waits(waits)
+                work = resume(calls, value)
+                try:
+                    waiting = work.send(None)
+                    wait = _Wait(work, waiting)
+                    wait.processor, wait.visit, wait.left, wait.waits = self, visit, left, waits
+                    self._watchdog.begin(wait)
+                    value = await wait
+                    if wait.expired_at is not None:
+                        raise CancelledError
+                except StopIteration as done:
+                    value = done.value
+                finally:
+                    watch_waits(outer)
+                    if wait is not None:
+                        self._watchdog.end(wait)
         except BaseException as error:
-            failure = self._failure(calls, left, visit, error)
-            if self._copy is not None and isinstance(failure, Exception):
-                self._keep(as_entered, item, failure)
+            failure = self._failure(calls, left, wait, error)
+            if isinstance(failure, DropItem):
+                visit.done()
+            elif isinstance(failure, Exception):
+                await visit.failed(failure)
             if failure is error:
                 raise
             raise failure from error
+        else:
+            visit.done()
+            return value
         finally:
-            if waits is not None:
-                watch_waits(outer)
-            if visit is not None:
-                self._watchdog.end(visit)
-            if holds_slot:
-                self._give_slot_back()
-
-    def _keep(self, as_entered: Any, item: Any, failure: Exception) -> None:
-        if self._delivery is not None and not isinstance(failure, DropItem):
-            self._delivery.failed_in_pipelines(as_entered, item, failure)
-
-    async def _wait_for_slot(self) -> None:
-        slots = self._slots
-        assert slots is not None
-        started = perf_counter()
-        self._inside += 1
-        try:
-            await granted(slots.acquire(), slots.release)
-        except BaseException:
-            self._inside -= 1
-            raise
-        if self._stats is not None:
-            self._stats.note_waiting(perf_counter() - started)
-
-    def _take_slot(self) -> None:
-        self._inside += 1
-        if self._slots is not None:
-            self._slots.acquire()
-
-    def _give_slot_back(self) -> None:
-        if self._slots is not None:
-            if self._slots.waiting:
-                # On a turn of its own: the next item begins, and may end, before it returns.
-                call_soon(self._slots.release)
-            else:
-                self._slots.release()
-        self._leave()
-
-    def _leave(self) -> None:
-        self._inside -= 1
-        if not self._inside and self._emptied is not None:
-            call_soon(self._emptied.open)  # when the signal of this item has been sent
+            visit.leave()
+            self._items.end()
+            if is_unannounced and self._looking is None:
+                self._look()
 
     def _fold(self) -> None:
         for pipeline in self._pipelines:
@@ -330,20 +249,20 @@ class DeferKitItemProcessor(ItemPipelineManager):
         self,
         calls: Iterator[Any],
         left: Iterator[Any],
-        visit: _Visit | None,
+        wait: _Wait | None,
         error: BaseException,
     ) -> BaseException:
-        """Give what the item ends with, after *error*; count it, and note where it rose."""
+        """Return what the item ends with, after *error*; count it, and note where it rose."""
         if isinstance(calls, Generator):
             calls.close()
         if isinstance(error, GeneratorExit):
             return error
-        expired_at = None if visit is None else visit.expired_at
+        expired_at = None if wait is None else wait.expired_at
         pipeline = self._pipelines[self._position(left) if expired_at is None else expired_at]
         record = pipeline.record
-        if visit is not None and expired_at is not None:
-            error = StepTimeout(visit.expired_in, self._timeout)
-            mark_step(error, visit.expired_in)
+        if wait is not None and expired_at is not None:
+            error = StepTimeout(wait.expired_in, self._timeout)
+            mark_step(error, wait.expired_in)
         elif not isinstance(error, Exception):
             failure = contained(error)
             if failure is None:
@@ -388,41 +307,27 @@ class DeferKitItemProcessor(ItemPipelineManager):
             self._limit = None
             close_spider(crawler, "item_failures")
 
-    def _recheck(self) -> None:
-        """Have Scrapy look again and again whether it can close.
+    def _look(self) -> None:
+        """Let Scrapy look whether it can close, until all that it has in work has ended.
 
-        It looks when a response ends; an item that ``start()`` yielded has none, and the crawl
-        would wait for ever, for the item or for a slow handler of its signal. This is the one
-        private call of Scrapy's that it needs.
+        It looks when a response ends, and an item that came another way may have none.
         """
-        scraper = self._closing_scraper()
-        if scraper is not None and scraper.slot.is_idle():
-            self._rechecking = None
-            scraper._check_if_closing()
-        else:
-            self._rechecking = Timer(_RECHECK_AFTER, self._recheck)
-
-    def _closing_scraper(self) -> Any:
-        engine = None if self.crawler is None else engine_of(self.crawler)
-        scraper = getattr(engine, "scraper", None)
-        closing = getattr(getattr(scraper, "slot", None), "closing", None)
-        is_closing = closing is not None and not closing.called
-        return scraper if is_closing and hasattr(scraper, "_check_if_closing") else None
+        self._looking = None
+        if self.crawler is not None and look_whether_to_close(self.crawler):
+            self._looking = Timer(_LOOK_AGAIN_AFTER, self._look)
 
     async def close_spider_async(self) -> None:
         """Close every pipeline, all at once and the last one first, whatever one of them does.
 
         Raises one :exc:`~scrapy_deferkit.exceptions.ClosingError` that carries all failures.
         """
-        if self._inside:  # Scrapy before 2.19 does not wait for start()'s
-            self._emptied = Gate([])
-            await resolve(self._emptied.deferred)
+        await self._items.until_none()  # Scrapy before 2.19 does not wait for those of start()
         self._watchdog.stop()
         errors: list[BaseException] = []
         try:
             await self._close_pipelines(errors)
         finally:
-            for timer in (self._publishing, self._rechecking):
+            for timer in (self._publishing, self._looking):
                 if timer is not None:
                     timer.cancel()
             if self._stats is not None:
@@ -472,21 +377,20 @@ class DeferKitItemProcessor(ItemPipelineManager):
 
     def _note_inside(self) -> None:
         """Let the records know how many items are in each pipeline."""
-        inside = Counter(visit.position for visit in self._watchdog)
+        inside = Counter(wait.position for wait in self._watchdog)
         for position, pipeline in enumerate(self._pipelines):
             if pipeline.record is not None:
                 pipeline.record.inside = inside[position]
 
 
-class _Visit(Started):
-    """The stay of an item that waits in a pipeline."""
+class _Wait(Started):
+    """An item that waits in a pipeline."""
 
     processor: DeferKitItemProcessor
+    visit: Visit
+    waits: Waits
     left: Iterator[Any]
     """The pipelines that have not been called; how many those are tells where the item is."""
-
-    waits: Waits
-    """The steps of stacks that the item waits in."""
 
     expired_at: int | None = None
     expired_in = ""
@@ -508,7 +412,8 @@ class _Visit(Started):
         timeout = self.processor._timeout
         self._log(
             logging.WARNING,
-            "An item has been in the pipelines for %g s, now in %s%s",
+            "An item of %s has been in the pipelines for %g s, now in %s%s",
+            self.visit.page_url or "start()",
             seconds,
             self.step,
             f"; it fails after {timeout:g} s (DEFERKIT_ITEM_TIMEOUT)" if timeout else "",
@@ -533,18 +438,6 @@ class _Visit(Started):
 
     def _log(self, level: int, message: str, *args: object) -> None:
         logger.log(level, message, *args, extra={"spider": self.processor._spider})
-
-
-def _is_nested() -> bool:
-    """Tell whether a pipeline awaits the item that has just come: its own item's slot is for both.
-
-    With a slot of its own the one would wait for the other for ever, once all slots are taken.
-    """
-    ours = sys._getframe(1)
-    frame = ours.f_back
-    while frame is not None and frame.f_code is not ours.f_code:
-        frame = frame.f_back
-    return frame is not None
 
 
 def _timing(

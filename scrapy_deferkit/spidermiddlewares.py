@@ -2,47 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
 from scrapy.exceptions import CloseSpider, DropItem, NotConfigured
 from scrapy.http import Request
-from scrapy.utils.log import logformatter_adapter
-from twisted.python.failure import Failure
 
 from ._config import Config, blaming
-from ._engine import ordered
-from ._lifecycle import Lifecycle, close_spider, is_closing
-from ._runtime import spawn, to_deferred
+from ._crawl import crawl_of
+from ._ends import end_as_dropped, end_as_failed, spawn_ending
+from ._engine import ordered, resolve, shield
+from ._lifecycle import Lifecycle, close_spider
+from ._runtime import to_deferred
 from ._stack import contained
-from .delivery import delivery_of
+from .delivery import SPIDER_STACK, Visit
 from .exceptions import StepCancelled
 from .processor import stack_at
-from .replay import inputs_of
 from .stats import StepStats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Coroutine
 
     from scrapy.crawler import Crawler
     from scrapy.http import Response
     from typing_extensions import Self
 
     from ._stack import Stack
-    from .delivery import Delivery, Stay
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Inside:
-    """An item in the stack, and its stay there where items are kept."""
-
-    item: Any
-    stay: Stay | None = None
 
 
 class StackSpiderMiddleware:
@@ -61,7 +47,7 @@ class StackSpiderMiddleware:
         counts = Config.from_settings(crawler.settings).step_stats
         self._record = StepStats.of(crawler).add(lambda: bound.path) if counts else None
         self._concurrency = concurrency
-        self._inside: dict[int, tuple[Response, dict[int, _Inside]]] = {}
+        self._inside: dict[int, tuple[Response, dict[Visit, None]]] = {}
         crawler.signals.connect(self._on_spider_error, signals.spider_error)
         crawler.signals.connect(self._on_spider_closed, signals.spider_closed)
         self._lifecycle = Lifecycle(crawler, [bound])
@@ -87,29 +73,23 @@ class StackSpiderMiddleware:
     async def process_spider_output(
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
-        """Give the output of the spider, with the items as the stack made them."""
-        inside: dict[int, _Inside] = {}  # the items that have come in and have not ended or left
+        """Yield the output of the spider, with the items as the stack made them."""
+        inside: dict[Visit, None] = {}  # the items that have come in and have not ended or left
         self._inside[id(inside)] = response, inside
-        delivery = delivery_of(self._crawler)
-        number = 0
+        delivery = crawl_of(self._crawler).delivery
 
         def process(output: Any) -> Any:
-            nonlocal number
             if output is None or isinstance(output, Request):
                 return None, output
-            number += 1
-            inside[number] = _Inside(output)
-            return to_deferred(self._process(number, inside, response, delivery))
+            visit = Visit(delivery, SPIDER_STACK, output, response.url)
+            inside[visit] = None
+            return to_deferred(self._process(visit, inside, response))
 
         outputs = ordered(result, self._concurrency, process)
         try:
-            async for item_number, output in outputs:
-                left = inside.pop(item_number, None)
-                if item_number is not None and left is None:
-                    continue
-                if delivery is not None and left is not None and left.stay is not None:
-                    delivery.moves(output, left.stay, response)
-                yield output
+            async for visit, output in outputs:
+                if visit is None or inside.pop(visit, self) is None:
+                    yield output
         finally:
             await outputs.aclose()
             self._end(id(inside))
@@ -127,167 +107,41 @@ class StackSpiderMiddleware:
         """Fail the items that are still inside: a middleware behind this one takes no more."""
         response, inside = self._inside.pop(key, (None, {}))
         while inside:
-            _, left = inside.popitem()
+            visit, _ = inside.popitem()
             error = StepCancelled(f"the output of {response} was not taken to its end")
-            spawn(self._fail(left, response, error), self._log_failure)
+            spawn_ending(self._crawler, end_as_failed(self._crawler, visit, response, error))
 
     async def _process(
-        self,
-        number: int,
-        inside: dict[int, _Inside],
-        response: Response,
-        delivery: Delivery | None,
-        **known: Any,
-    ) -> Any:
-        """Give the number and the item as processed; take it from *inside* where it has ended."""
-        entered = inside[number]
-        item = entered.item
+        self, visit: Visit, inside: dict[Visit, None], response: Response
+    ) -> tuple[Visit, Any]:
+        """Return the item as processed, behind its visit; take that from *inside* if it ended."""
+        ending: Coroutine[Any, Any, None]
         try:
-            if delivery is not None:
-                entered.stay = delivery.enter_spider_stack(item, response, **known)
-                write = entered.stay.write
-                if write is not None:
-                    if not write.is_over:
-                        await write.wait()
-                    if write.error is not None:
-                        delivery.note_untracked()
-            output = self._bound(item, response)
+            output = self._bound(visit.item, response)
             if self._record is not None:
                 output = self._record.wait(output, perf_counter(), lambda _: False)
-            return number, await output
+            return visit, await output
         except DropItem as error:
-            if inside.pop(number, None) is not None:
-                await self._drop(entered, response, error)
+            ending = end_as_dropped(self._crawler, visit, response, error)
         except BaseException as error:
             failure = contained(error)
             if failure is None:
                 raise
-            if inside.pop(number, None) is not None:
-                await self._fail(entered, response, failure)
-                if isinstance(error, CloseSpider):
-                    close_spider(self._crawler, error.reason or "cancelled")
-        return number, None
+            ending = end_as_failed(self._crawler, visit, response, failure)
+            if isinstance(error, CloseSpider):
+                close_spider(self._crawler, error.reason or "cancelled")
+        if inside.pop(visit, self) is self:  # it has ended already
+            ending.close()
+        else:
+            # Whoever takes no more of the output cancels this; the item ends all the same.
+            await resolve(shield(spawn_ending(self._crawler, ending)))
+        return visit, None
 
-    async def process_kept(self, item: Any, response: Response, **known: Any) -> Any:
-        """Give *item*, which an earlier crawl has kept, as the stack makes it.
-
-        ``None`` where it ended here, as an item of a response would. *known* is what is known of
-        it.
-        """
-        delivery = delivery_of(self._crawler)
-        assert delivery is not None
-        inside = {0: _Inside(item)}
-        _, output = await self._process(0, inside, response, delivery, **known)
-        left = inside.pop(0, None)
-        if left is None or left.stay is None:
-            return None
-        delivery.moves(output, left.stay)
-        return output
-
-    def _log_failure(self, failure: Failure) -> None:
-        logger.error(
-            "A failed item could not be told of: %s",
-            failure.value,
-            extra={"spider": self._crawler.spider},
-        )
-
-    async def _drop(self, dropped: _Inside, response: Response, error: DropItem) -> None:
-        crawler, item = self._crawler, dropped.item
-        delivery = delivery_of(crawler)
-        if delivery is not None and dropped.stay is not None:
-            delivery.end(dropped.stay)
-        assert crawler.spider is not None
-        entry = crawler.logformatter.dropped(item, error, response, crawler.spider)
-        self._log(entry, item)
-        await crawler.signals.send_catch_log_async(
-            signals.item_dropped,
-            item=item,
-            response=response,
-            spider=crawler.spider,
-            exception=error,
-        )
-
-    async def _fail(self, failed: _Inside, response: Any, error: Exception) -> None:
-        crawler, item = self._crawler, failed.item
-        delivery = delivery_of(crawler)
-        if delivery is not None and failed.stay is not None:
-            await delivery.fail(failed.stay, item, error)
-        assert crawler.spider is not None
-        entry = crawler.logformatter.item_error(item, error, response, crawler.spider)
-        self._log(entry, item, exc_info=error)
-        await crawler.signals.send_catch_log_async(
-            signals.item_error,
-            item=item,
-            response=response,
-            spider=crawler.spider,
-            failure=Failure(error),
-        )
-
-    def _log(self, entry: Any, item: Any, exc_info: Exception | None = None) -> None:
-        if entry is not None:
-            extra = {"spider": self._crawler.spider, "item": item}
-            logger.log(*logformatter_adapter(entry), exc_info=exc_info, extra=extra)
-
-
-class DeliverySpiderMiddleware:
-    """Stand next to the engine, for the delivery of items; the add-on puts it there.
-
-    At the start it has the items first that an earlier run left unfinished; in a replay they are
-    all there is.
-    """
-
-    def __init__(self, crawler: Crawler) -> None:
-        self._crawler = crawler
-
-    @classmethod
-    def from_crawler(cls, crawler: Crawler) -> DeliverySpiderMiddleware:
-        """Build the middleware; with a journal, one that begins rows as well.
-
-        Raises :exc:`~scrapy.exceptions.NotConfigured` where items are not kept.
-        """
-        config = Config.from_settings(crawler.settings)
-        is_replay = crawler.settings.get("DEFERKIT_REPLAY") is not None
-        # A replay needs it even so: it keeps what is no replay from being crawled.
-        if not config.dead_letters and not is_replay:
-            raise NotConfigured
-        return (
-            _ExpectingSpiderMiddleware(crawler)
-            if config.journal
-            else DeliverySpiderMiddleware(crawler)
-        )
-
-    async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Give a request for what was left unfinished, and then what *start* gives."""
-        inputs = await inputs_of(self._crawler)
-        if inputs is not None:
-            yield inputs.request()
-            if inputs.is_all:
-                return
-            await inputs.until_begun()  # items of start() would overtake the request
-            if is_closing(self._crawler):
-                return
-        async for output in start:
-            yield output
-
-
-class _ExpectingSpiderMiddleware(DeliverySpiderMiddleware):
-    """Begin the row of each item in the journal, here where its page is known."""
-
-    async def process_spider_output(
-        self, response: Response, result: AsyncIterator[Any]
-    ) -> AsyncIterator[Any]:
-        """Give the output of the spider as it is."""
-        delivery = delivery_of(self._crawler)
-        if delivery is None or not delivery.keeps_rows:
-            async for output in result:
-                yield output
-            return
-        is_whole = False
-        try:
-            async for output in result:
-                if output is not None and not isinstance(output, Request):
-                    delivery.expect(output, response.url)
-                yield output
-            is_whole = True
-        finally:
-            delivery.end_output(response, is_whole=is_whole)
+    async def process_again(self, visit: Visit, response: Response) -> bool:
+        """Process the item of *visit*, a dead letter of this stack; return whether it goes on."""
+        inside = {visit: None}
+        _, output = await self._process(visit, inside, response)
+        if not inside:
+            return False
+        visit.item = output
+        return True

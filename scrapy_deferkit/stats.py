@@ -11,9 +11,9 @@ from scrapy.exceptions import DropItem
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ._crawl import crawl_of
 from ._engine import is_pending
 from ._runtime import CANCELLED
-from ._stack import WATCH
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,8 +28,6 @@ _BOUNDS = [10 ** (exponent / 20) for exponent in range(-120, 101)]
 
 FOLD_AT = 2048
 """How many durations are gathered before they are counted."""
-
-_STATS = "_deferkit_stats"
 
 
 class Latencies:
@@ -238,12 +236,12 @@ class StepStats:
 
     @classmethod
     def of(cls, crawler: Crawler) -> StepStats:
-        """Give the stats of *crawler*, whose stacks are counted from now on."""
-        stats: StepStats | None = vars(crawler).get(_STATS)
-        if stats is None:
-            stats = vars(crawler)[_STATS] = cls(crawler)
-            vars(crawler)[WATCH] = stats._watch
-        return stats
+        """Return the stats of *crawler*, whose stacks are counted from now on."""
+        crawl = crawl_of(crawler)
+        if crawl.stats is None:
+            crawl.stats = cls(crawler)
+            crawl.observers.append(crawl.stats._watch)
+        return crawl.stats
 
     def add(self, path: Callable[[], str], root: str = "") -> StepRecord:
         """Give the record of another step, whose path *path* tells.
@@ -333,7 +331,7 @@ def step_stats(crawler: Crawler) -> list[StepFigures]:
 
     Steps are counted under the item processor, unless ``DEFERKIT_STEP_STATS`` is off.
     """
-    stats: StepStats | None = vars(crawler).get(_STATS)
+    stats = crawl_of(crawler).stats
     return [] if stats is None else stats.figures()
 
 

@@ -13,7 +13,7 @@ from scrapy.utils.test import get_crawler
 
 from scrapy_deferkit import Addon, DeferKitItemProcessor, StackConfigError
 from scrapy_deferkit.report import Report
-from scrapy_deferkit.spidermiddlewares import DeliverySpiderMiddleware
+from scrapy_deferkit.gate import ItemGate
 from scrapy_deferkit.testing import mock_crawler
 
 from .crawls.tracing import Shop, crawl
@@ -84,13 +84,13 @@ def test_one_that_is_derived_from_ours_counts_as_ours(caplog: pytest.LogCaptureF
 
 
 @pytest.mark.no_runtime
-def test_the_delivery_stands_next_to_the_engine() -> None:
+def test_the_gate_stands_next_to_the_engine() -> None:
     settings = Settings({"ADDONS": {"scrapy_deferkit.Addon": 500}})
     near, far = type("Near", (), {}), type("Far", (), {})
     settings.set("SPIDER_MIDDLEWARES", {near: -10_000, far: 10_000}, "project")
     Addon().update_settings(settings)
     enabled = build_component_list(settings.getwithbase("SPIDER_MIDDLEWARES"))
-    assert enabled[0] is DeliverySpiderMiddleware
+    assert enabled[0] is ItemGate
 
 
 @pytest.mark.no_runtime

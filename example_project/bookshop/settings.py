@@ -81,7 +81,6 @@ BOOKSHOP_SITE_TROUBLES: dict[str, float] = {}  # as in {"no_price": 0.5}; see bo
 ROBOTSTXT_OBEY = False  # a site made to be crawled, and served by whoever crawls it
 CONCURRENT_REQUESTS = 16
 CONCURRENT_REQUESTS_PER_DOMAIN = 16
-CONCURRENT_ITEMS = 8  # pages have one book each
 DOWNLOAD_DELAY = 0
 DOWNLOAD_TIMEOUT = 4
 RETRY_TIMES = 1

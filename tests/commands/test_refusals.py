@@ -15,9 +15,7 @@ from scrapy.pipelines import ItemPipelineManager
 class Own(ItemPipelineManager):
     pass
 """
-NO_DELIVERY = (
-    'SPIDER_MIDDLEWARES["scrapy_deferkit.spidermiddlewares.DeliverySpiderMiddleware"] = None'
-)
+NO_GATE = 'SPIDER_MIDDLEWARES["scrapy_deferkit.gate.ItemGate"] = None'
 
 
 def refused(project: Project, *options: str) -> str:
@@ -53,9 +51,9 @@ def test_with_another_item_processor(project: Project) -> None:
     assert "books has ITEM_PROCESSOR = 'shop.own.Own', which keeps no items" in refused(project)
 
 
-def test_where_the_delivery_middleware_is_disabled(project: Project) -> None:
-    project.add_settings(NO_DELIVERY)
-    assert "has no DeliverySpiderMiddleware in SPIDER_MIDDLEWARES" in refused(project)
+def test_where_the_gate_is_disabled(project: Project) -> None:
+    project.add_settings(NO_GATE)
+    assert "has no ItemGate in SPIDER_MIDDLEWARES" in refused(project)
 
 
 def test_with_a_setting_that_is_wrong(project: Project) -> None:

@@ -173,14 +173,13 @@ def test_items_of_the_spiders_stack_go_through_it_again(project: Project) -> Non
     assert [letter.attempts for letter in project.kept()] == [2, 2]
 
 
-def test_a_processor_that_needs_the_page_says_that_it_is_gone(project: Project) -> None:
+def test_a_processor_that_needs_the_page_fails_since_it_is_gone(project: Project) -> None:
     with_stack(project, "looking")
     project.put(failed("a", book("A", "1"), stage="spider stack"))
     project.replay("books", code=1)
     (letter,) = project.kept()
     assert (letter.attempts, letter.stage) == (2, "spider stack")
-    assert letter.error_type == "scrapy_deferkit.replay.PageIsGone"
-    assert "response.css: the item was kept without its page" in letter.error
+    assert letter.error_type == "scrapy.exceptions.NotSupported"
     assert letter.item == book("A", "1")
 
 

@@ -44,6 +44,7 @@ async def crawl_with(
     pages: Iterable[str] = (),
     items: Iterable[Any] = (),
     addon: bool = True,
+    spider: type[Starting] = Starting,
     **settings: Any,
 ) -> Trace:
     """Crawl *pages*, and *items* from ``start()``, with the add-on and these *pipelines*."""
@@ -52,4 +53,4 @@ async def crawl_with(
     settings["URLLENGTH_LIMIT"] = 0  # the items are in the URLs
     if addon:
         settings["ADDONS"] = {"scrapy_deferkit.Addon": 500}
-    return await crawl(*pages, settings=settings, spider=Starting, items=items)
+    return await crawl(*pages, settings=settings, spider=spider, items=items)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
-
 from scrapy_deferkit.deadletters import DeadLetters
 
 from ..steps import Broken
@@ -63,14 +61,10 @@ class Spoiling:
         raise Broken
 
 
-@pytest.mark.parametrize("journal", [False, True])
-async def test_nothing_that_a_pipeline_did_is_in_the_letter(tmp_path: Path, journal: bool) -> None:
+async def test_nothing_that_a_pipeline_did_is_in_the_letter(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/letters.sqlite"
-    settings: dict[str, Any] = {"JOBDIR": str(tmp_path / "job")} if journal else {}
     items = make_items()
-    trace = await crawl_with(
-        Spoiling, items=items, DEFERKIT_DEAD_LETTERS_URL=url, ITEM_PIPELINES={}, **settings
-    )
+    trace = await crawl_with(Spoiling, items=items, DEFERKIT_DEAD_LETTERS_URL=url)
     assert len(trace.failed) == len(items)
     letters = DeadLetters(url)
     texts = [letter.item for letter in letters.select()]

@@ -2,19 +2,16 @@
 
 PLAN is a JSON file. What the crawl does is in files of its folder, one line for each event, which
 are there whatever becomes of the process: ``entered``, ``dropped``, ``delivered``, ``scraped``,
-``letters`` and ``closed``. The spider yields no item again that an earlier run has taken into the
-journal, so that only the journal can bring it back.
+``letters`` and ``closed``. The spider yields no item again that has entered in an earlier run.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
 import sqlite3
 import sys
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ import scrapy
 from scrapy import signals
 from scrapy.core.engine import ExecutionEngine
 from scrapy.crawler import AsyncCrawlerProcess, CrawlerProcess
-from scrapy.exceptions import DropItem, IgnoreRequest
+from scrapy.exceptions import DropItem
 
 import scrapy_deferkit.signals
 from scrapy_deferkit import Chain, StackSpiderMiddleware
@@ -49,9 +46,6 @@ class Folder:
         path = self.path / name
         return path.read_text("utf-8").splitlines() if path.exists() else []
 
-
-DIED = 77
-"""The exit code of a process that died in the place of a statement."""
 
 PLAN: dict[str, Any] = {}
 folder = Folder(Path())
@@ -82,7 +76,7 @@ class Killed(scrapy.Spider):
     @classmethod
     def from_crawler(cls, crawler: Any, *args: Any, **kwargs: Any) -> Killed:
         spider = super().from_crawler(crawler, *args, **kwargs)
-        spider.gone = {*PLAN["in_journal"], *map(int, folder.lines("entered"))}
+        spider.gone = {*map(int, folder.lines("entered"))}
         connect = crawler.signals.connect
         connect(spider.note_opened, signals.spider_opened)
         connect(spider.note_scraped, signals.item_scraped)
@@ -122,36 +116,6 @@ class Killed(scrapy.Spider):
     def note_closed(self, reason: str) -> None:
         stats = {name: str(value) for name, value in self.crawler.stats.get_stats().items()}
         folder.note("closed", json.dumps({"reason": reason, "stats": stats}))
-
-
-class StartsWithNothing(Killed):
-    """Has nothing of its own to do."""
-
-    async def start(self) -> AsyncIterator[Any]:
-        return
-        yield
-
-
-class StartsWithItems(Killed):
-    """Has items of its own at once."""
-
-    async def start(self) -> AsyncIterator[Any]:
-        for number in range(100, 104):
-            yield make_item(number)
-
-
-class FailsToStart(Killed):
-    """Fails as it starts."""
-
-    async def start(self) -> AsyncIterator[Any]:
-        raise ValueError("no start")
-        yield
-
-
-class IsAtHome(Killed):
-    """Keeps to a domain."""
-
-    allowed_domains = ("example.com",)
 
 
 class Note:
@@ -223,129 +187,7 @@ def choose_in_stack(item: Any, response: Any) -> Any:
 STACK = Chain(enter_stack, choose_in_stack)
 
 
-# ---------------------------------------------------------------- middlewares that are in the way
-
-
-class DropsRequests:
-    """Lets no request pass."""
-
-    def process_request(self, request: Any) -> None:
-        raise IgnoreRequest("none may pass")
-
-
-class LosesRequests:
-    """Lets no request be scheduled."""
-
-    @classmethod
-    def from_crawler(cls, crawler: Any) -> LosesRequests:
-        lost = cls()
-        crawler.signals.connect(lost.refuse, signals.request_scheduled)
-        return lost
-
-    def refuse(self) -> None:
-        raise IgnoreRequest("none is scheduled")
-
-
-class ReplacesRequests:
-    """Replaces each request, once."""
-
-    def process_request(self, request: Any) -> Any:
-        if "replaced" in request.meta:
-            return None
-        return request.replace(meta={**request.meta, "replaced": True}, dont_filter=True)
-
-
-class RefusesResponses:
-    """Fails before the callback is called."""
-
-    def process_spider_input(self, response: Any) -> None:
-        raise ValueError("no input")
-
-
-class Gathers:
-    """Takes all of an output before it hands any of it on, in another order."""
-
-    async def process_spider_output(self, response: Any, result: Any) -> AsyncIterator[Any]:
-        outputs = [output async for output in result]
-        for output in reversed(outputs):
-            yield output
-
-
-class BreaksOff:
-    """Takes all of an output, hands one on, and fails; once for each page and job."""
-
-    async def process_spider_output(self, response: Any, result: Any) -> AsyncIterator[Any]:
-        outputs = [output async for output in result]
-        for output in outputs:
-            yield output
-            if response.url not in folder.lines("broken"):
-                folder.note("broken", response.url)
-                raise ValueError("broken off")
-
-
-class FiltersOutput:
-    """Lets no output pass, and notes what it sees."""
-
-    async def process_spider_output(self, response: Any, result: Any) -> AsyncIterator[Any]:
-        async for output in result:
-            folder.note("filtered", output)
-        return
-        yield
-
-    async def process_start(self, start: Any) -> AsyncIterator[Any]:
-        async for output in start:
-            folder.note("filtered_start", output)
-        return
-        yield
-
-
 # ------------------------------------------------------------------------------------------ faults
-
-
-def die_after_a_letter(_: None) -> None:
-    """Die when the first dead letters are there, and before their rows in the journal go."""
-    from scrapy_deferkit.deadletters import DeadLetters
-
-    put = DeadLetters.put
-
-    def put_and_die(self: Any, failures: Any) -> None:
-        put(self, failures)
-        os._exit(DIED)
-
-    DeadLetters.put = put_and_die
-
-
-def die_at_statement(number: int) -> None:
-    """Note each statement that either store executes, and die in the place of the *number*-th."""
-    import sqlalchemy as sa
-
-    from scrapy_deferkit import journal
-
-    numbers = itertools.count(1)
-    lock = threading.Lock()
-
-    def count(store: str, statement: str) -> None:
-        with lock:
-            if next(numbers) == number:
-                os._exit(DIED)
-            folder.note("statements", f"{store}: {' '.join(statement.split())[:60]}")
-
-    execute = journal._File._execute
-
-    def counting(self: Any, statement: str, values: Any = ()) -> Any:
-        count("journal", statement)
-        return execute(self, statement, values)
-
-    journal._File._execute = counting
-
-    @sa.event.listens_for(sa.Engine, "before_cursor_execute")
-    def note_statement(_: Any, __: Any, statement: str, *___: Any) -> None:
-        count("letters", statement)
-
-    # It is no statement of SQLAlchemy's.
-    @sa.event.listens_for(sa.Engine, "commit")
-    def note_commit(_: Any) -> None:
-        count("letters", "COMMIT")
 
 
 def fail_to_count(message: str) -> None:
@@ -357,16 +199,6 @@ def fail_to_count(message: str) -> None:
         raise DeadLettersError(message)
 
     DeadLetters.count = count
-
-
-def fail_to_write(_: None) -> None:
-    """Let the journal be opened, and never be written."""
-    from scrapy_deferkit import journal
-
-    def fail(self: Any, group: Any, rows: Any) -> None:
-        raise sqlite3.OperationalError("database or disk is full")
-
-    journal._File._change_rows = fail
 
 
 # ------------------------------------------------------------------------------------------- main

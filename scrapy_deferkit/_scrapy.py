@@ -1,0 +1,92 @@
+"""What is touched of Scrapy beyond its documented API, each with the reason.
+
+Checked on Scrapy 2.15 and on the latest version by ``tests/test_scrapy.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scrapy.utils.asyncgen import as_async_generator
+from twisted.python.failure import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from scrapy.core.engine import ExecutionEngine
+    from scrapy.core.scraper import Scraper
+    from scrapy.crawler import Crawler
+    from scrapy.http import Request
+
+
+def engine_of(crawler: Crawler) -> ExecutionEngine | None:
+    """Return the engine of *crawler*; ``None`` if it does not crawl, as in a test."""
+    try:
+        return crawler.engine
+    except RuntimeError:  # from Scrapy 2.18 on
+        return None
+
+
+def is_closing(crawler: Crawler) -> bool:
+    """Check whether the crawl is being closed, so that nothing new should begin.
+
+    ``engine._slot.closing``: no signal is sent when closing begins.
+    """
+    slot = getattr(engine_of(crawler), "_slot", None)
+    return not crawler.crawling or getattr(slot, "closing", None) is not None
+
+
+def is_downloading(crawler: Crawler) -> bool:
+    """Check whether the downloader has a request in work."""
+    return bool(getattr(getattr(engine_of(crawler), "downloader", None), "active", None))
+
+
+def look_whether_to_close(crawler: Crawler) -> bool:
+    """Let the scraper close if it waits for that and has nothing left; return whether it waits on.
+
+    ``Scraper._check_if_closing()``: Scrapy calls it when a response ends. An item that no response
+    holds ends later than that, and the crawl would wait for ever (Scrapy 2.19).
+    """
+    scraper: Any = getattr(engine_of(crawler), "scraper", None)
+    slot = getattr(scraper, "slot", None)
+    closing = getattr(slot, "closing", None)
+    if closing is None or closing.called:
+        return slot is not None and not slot.is_idle()
+    if not slot.is_idle():
+        return True
+    scraper._check_if_closing()
+    return False
+
+
+def wrap_errback_output(
+    scraper: Scraper, wrap: Callable[[AsyncIterator[Any], Request, Any], AsyncIterator[Any]]
+) -> None:
+    """Have *wrap* stand around what errbacks of failed downloads yield.
+
+    Up to Scrapy 2.19 no spider middleware sees it: the public ``handle_spider_output_async()`` of
+    this scraper is the first to get it.
+    """
+    handle = scraper.handle_spider_output_async
+
+    async def handle_spider_output_async(result: Any, request: Request, response: Any) -> None:
+        if isinstance(response, Failure):
+            outputs = result if hasattr(result, "__aiter__") else as_async_generator(result)
+            result = wrap(outputs, request, response)
+        await handle(result, request, response)
+
+    scraper.handle_spider_output_async = handle_spider_output_async  # type: ignore[method-assign]
+
+
+def wrap_closing(
+    engine: ExecutionEngine, wrap: Callable[[Callable[..., Awaitable[None]], str], Awaitable[None]]
+) -> None:
+    """Have *wrap* stand around the closing of the spider of this engine.
+
+    An item whose pipeline awaits the public ``close_spider_async()`` would wait for itself.
+    """
+    close = engine.close_spider_async
+
+    async def close_spider_async(*, reason: str = "cancelled") -> None:
+        await wrap(close, reason)
+
+    engine.close_spider_async = close_spider_async  # type: ignore[method-assign]

@@ -1,0 +1,254 @@
+"""The gate of the item stage: a spider middleware that has each item processed itself."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from scrapy import signals
+from scrapy.http import Request, Response
+
+from ._config import Config
+from ._crawl import crawl_of
+from ._ends import end_as_failed, spawn_ending
+from ._engine import END, PASSED, Iteration
+from ._lifecycle import close_spider, log_failed_close
+from ._runtime import CANCELLED, spawn
+from ._scrapy import (
+    engine_of,
+    is_closing,
+    is_downloading,
+    look_whether_to_close,
+    wrap_closing,
+    wrap_errback_output,
+)
+from ._slots import Slots
+from .delivery import PIPELINES, SPIDER_STACK, Visit, current_visit
+from .exceptions import StepCancelled, text_of
+from .replay import Replay, is_spider_stack
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from scrapy.core.engine import ExecutionEngine
+    from scrapy.crawler import Crawler
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+
+class ItemGate:
+    """Have the items of spider output processed, each with its response at hand; requests pass.
+
+    It stands next to the engine; the add-on puts it there. At most ``CONCURRENT_ITEMS`` items of
+    one response, and ``DEFERKIT_CONCURRENT_ITEMS`` of the crawl, are in the item stage at once,
+    those of ``start()`` and of errbacks among them. A worker is begun only if an item waits and
+    another one is there. In a replay, the dead letters take the place of what ``start()`` yields.
+    """
+
+    def __init__(self, crawler: Crawler) -> None:
+        config = Config.from_settings(crawler.settings)
+        self._crawler = crawler
+        self._crawl = crawl_of(crawler)
+        self._per_response = crawler.settings.getint("CONCURRENT_ITEMS")
+        self._asking = 0
+        self._slots = Slots(
+            config.concurrent_items,
+            lambda: self._asking > 0,
+            lambda: not is_downloading(crawler),
+            self._on_overdrawn,
+        )
+        self._has_overdrawn = False
+        crawler.signals.connect(self._on_spider_opened, signals.spider_opened)
+        crawler.signals.connect(self._on_request_scheduled, signals.request_scheduled)
+        crawler.signals.connect(self._slots.close, signals.spider_closed)
+
+    @classmethod
+    def from_crawler(cls, crawler: Crawler) -> Self:
+        """Build the middleware of *crawler*."""
+        return cls(crawler)
+
+    def _on_spider_opened(self) -> None:
+        engine = self._engine
+        # Scrapy reads it for each output: its workers carry requests alone now.
+        engine.scraper.concurrent_items = 1
+        wrap_errback_output(
+            engine.scraper,
+            lambda outputs, request, failure: self._requests(outputs, failure, request.url),
+        )
+        wrap_closing(engine, self._close)
+
+    async def _close(self, close: Callable[..., Awaitable[None]], reason: str) -> None:
+        visit = current_visit.get()
+        if visit is None or visit.has_left:
+            await close(reason=reason)
+        elif not is_closing(self._crawler):
+            # A pipeline that awaits the end of the crawl would wait for its own item.
+            spawn(close(reason=reason), partial(log_failed_close, self._crawler, reason))
+
+    # ------------------------------------------------------------------------------ what comes in
+
+    async def process_spider_output(
+        self, response: Response, result: AsyncIterator[Any]
+    ) -> AsyncIterator[Any]:
+        """Yield the requests of *result*; ends when its items have."""
+        requests = self._requests(result, response, getattr(response, "url", None))
+        async for request in requests:
+            yield request
+
+    async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yield the requests of *start*; ends when its items have.
+
+        Items never run in the task that iterates *start*, which Ctrl-C cancels.
+        """
+        replay = Replay.of(self._crawler)
+        source = self._until_closing(start) if replay is None else replay.visits()
+        try:
+            async for request in self._requests(source, None, None, is_start=True):
+                yield request
+        except CANCELLED:
+            # Scrapy takes a cancellation by Twisted for an error of start().
+            if not is_closing(self._crawler):
+                raise
+        if replay is not None and not is_closing(self._crawler):
+            # At once: a spider that finds more to do when it is idle would go on for ever.
+            close_spider(self._crawler, "finished")
+
+    def process_start_requests(self, start_requests: Iterable[Any]) -> Iterable[Any]:
+        """Return *start_requests* as they are; for old-style middlewares of Scrapy 2.15."""
+        return start_requests
+
+    async def _until_closing(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for output in start:
+            if is_closing(self._crawler):
+                return
+            yield output
+
+    async def _requests(
+        self,
+        outputs: AsyncIterator[Any],
+        response: Any,
+        page_url: str | None,
+        *,
+        is_start: bool = False,
+    ) -> AsyncIterator[Any]:
+        """Yield the requests of *outputs*, and have the items processed meanwhile.
+
+        Items that have begun are processed, whatever becomes of *outputs*.
+        """
+
+        def take(output: Any) -> Any:
+            if isinstance(output, Visit):
+                return self._process(output, response, is_start=is_start)
+            return None if output is None else PASSED
+
+        iteration = Iteration(
+            self._admitted(outputs, response, page_url, is_start=is_start),
+            None if is_start else self._per_response,
+            take,
+            workers_lead=not is_start,
+            is_detached=True,
+        )
+        try:
+            while (request := await iteration.next()) is not END:
+                yield request
+        finally:
+            iteration.stop()
+
+    async def _admitted(
+        self, outputs: AsyncIterator[Any], response: Any, page_url: str | None, *, is_start: bool
+    ) -> AsyncIterator[Any]:
+        """Yield *outputs*, each item as a visit that has a slot."""
+        async for output in outputs:
+            if output is None or isinstance(output, Request):
+                yield output
+                continue
+            is_visit = isinstance(output, Visit)
+            visit = output if is_visit else Visit(self._crawl.delivery, PIPELINES, output, page_url)
+            if not self._slots.take() and not await self._has_slot(visit, response, is_start):
+                return
+            visit.holds(partial(self._release, visit))
+            yield visit
+
+    async def _has_slot(self, visit: Visit, response: Any, is_start: bool) -> bool:
+        """Wait for a slot; return whether the item may enter with it."""
+        started = perf_counter()
+        try:
+            await self._slots.wait()
+        except BaseException:
+            self._refuse(visit, response)
+            raise
+        if is_start and is_closing(self._crawler):
+            self._slots.release()
+            self._refuse(visit, response)
+            return False
+        if self._crawl.stats is not None:
+            self._crawl.stats.note_waiting(perf_counter() - started)
+        return True
+
+    def _refuse(self, visit: Visit, response: Any) -> None:
+        if visit.letter is None:  # a letter stays as it is, for the next replay
+            error = StepCancelled("the crawl was stopped while the item waited for a slot")
+            spawn_ending(self._crawler, end_as_failed(self._crawler, visit, response, error))
+
+    def _release(self, visit: Visit) -> None:
+        self._asking -= visit.asks
+        self._slots.release()
+
+    def _on_request_scheduled(self) -> None:
+        visit = current_visit.get()
+        if visit is not None and not visit.has_left and not visit.asks:
+            visit.asks = True
+            self._asking += 1
+
+    def _on_overdrawn(self) -> None:
+        self._crawler.stats.inc_value("deferkit/slot/overdrawn")
+        if not self._has_overdrawn:
+            self._has_overdrawn = True
+            logger.warning(
+                "All %d slots for items (DEFERKIT_CONCURRENT_ITEMS) are taken, and no item has "
+                "ended for a while: one more is let in, in case they wait for it. If this goes on, "
+                "let no item wait for another one, or allow more of them",
+                self._slots.taken,
+                extra={"spider": self._crawler.spider},
+            )
+
+    # ------------------------------------------------------------------------ how it is processed
+
+    async def _process(self, visit: Visit, response: Any, *, is_start: bool) -> None:
+        current_visit.set(visit)
+        self._crawl.items.begin()
+        try:
+            await self._enter(visit, response)
+        except Exception as error:  # of a log formatter, say: the other items go on
+            self._crawler.stats.inc_value("deferkit/items/errors")
+            logger.error(
+                "An error outside the pipelines, with an item of %s: %s",
+                visit.page_url or "start()",
+                text_of(error),
+                exc_info=error,
+                extra={"spider": self._crawler.spider},
+            )
+        finally:
+            visit.leave()
+            self._crawl.items.end()
+            if is_start:
+                look_whether_to_close(self._crawler)
+
+    async def _enter(self, visit: Visit, response: Any) -> None:
+        scraper = self._engine.scraper
+        if visit.letter is not None:
+            response = None if visit.page_url is None else Response(visit.page_url)
+            if visit.stage == SPIDER_STACK:
+                stack = next(it for it in scraper.spidermw.middlewares if is_spider_stack(it))
+                if not await stack.process_again(visit, Response(visit.page_url or "data:,")):
+                    return
+        await scraper.start_itemproc_async(visit.item, response=response)
+
+    @property
+    def _engine(self) -> ExecutionEngine:
+        engine = engine_of(self._crawler)
+        assert engine is not None
+        return engine
