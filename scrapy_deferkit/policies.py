@@ -24,6 +24,7 @@ from ._engine import (
     resolve,
     settled,
 )
+from ._imports import import_in_thread
 from ._runtime import CANCELLED, Timer, monotonic, sleep, to_deferred
 from ._stack import (
     PASSING,
@@ -141,6 +142,7 @@ class Retry(Policy):
         self, first: list[Exception], elapsed: float, item: Any, args: Any, kwargs: Any
     ) -> Any:
         """Let tenacity go on after the *first* attempt, which has failed, and took *elapsed* s."""
+        await import_in_thread("tenacity")
         import tenacity
 
         def count_first_attempt_in(state: RetryCallState) -> None:

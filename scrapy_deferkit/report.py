@@ -11,6 +11,7 @@ from scrapy import signals
 from scrapy.exceptions import NotConfigured
 
 from ._config import Config
+from ._imports import import_in_thread
 from .exceptions import step_of, text_of
 from .stats import StepFigures, step_stats
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_DRAWN_BY = ("rich.box", "rich.console", "rich.table", "rich.text")
 _MOST_KINDS = 200
 _SEVERAL = 16
 _SUGGESTED = 8
@@ -65,7 +67,8 @@ class Report:
         self._kinds[kind] += 1
         self._examples.setdefault(kind, _url_of(response))
 
-    def _on_closed(self) -> None:
+    async def _on_closed(self) -> None:
+        await import_in_thread(*_DRAWN_BY)
         logger.info("%s", self.text(), extra={"spider": self._crawler.spider})
 
     def text(self) -> str:
