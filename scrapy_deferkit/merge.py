@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from functools import lru_cache
+import sys
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from itemadapter import ItemAdapter, is_item
-from itemadapter.adapter import AttrsAdapter, DataclassAdapter
 from scrapy.item import Item
 
 from .exceptions import DeferKitError, MergeConflict
@@ -74,6 +73,29 @@ def _field_names(cls: type) -> frozenset[str] | None:
     return frozenset(field.name for field in dataclasses.fields(cls))
 
 
+@cache
+def _adapters() -> Any:
+    """Return :mod:`itemadapter.adapter`, whose import imports pydantic if that is installed."""
+    from itemadapter import adapter
+
+    return adapter
+
+
+def _is_item(value: Any) -> bool:
+    return _may_be_item(type(value)) and bool(_adapters().ItemAdapter.is_item(value))
+
+
+def _may_be_item(cls: type) -> bool:
+    """Check whether itemadapter is worth importing for *cls*."""
+    return (
+        "itemadapter" in sys.modules  # others may have told it of classes of their own
+        or "pydantic" in sys.modules
+        or issubclass(cls, (dict, Item))
+        or dataclasses.is_dataclass(cls)
+        or hasattr(cls, "__attrs_attrs__")
+    )
+
+
 @lru_cache(maxsize=1024)
 def _copier(cls: type) -> Callable[[Any], Any] | None:
     if cls is dict:
@@ -88,7 +110,9 @@ def _copier(cls: type) -> Callable[[Any], Any] | None:
         return copy.copy
     if issubclass(cls, Item):
         return _copy_scrapy_item
-    return _copy_fields if ItemAdapter.is_item_class(cls) else None
+    if _may_be_item(cls) and _adapters().ItemAdapter.is_item_class(cls):
+        return _copy_fields
+    return None
 
 
 def _copy_plain_dict(value: dict[Any, Any]) -> dict[Any, Any]:
@@ -134,7 +158,7 @@ def _copy_fields(item: Any) -> Any:
 
 def _fields(item: Any) -> dict[str, Any]:
     """Give the fields of *item*; ItemAdapter leaves out the extra ones of a pydantic model."""
-    fields = dict(ItemAdapter(item).items())
+    fields = dict(_adapters().ItemAdapter(item).items())
     if _is_pydantic(item):
         fields.update(item.__pydantic_extra__ or {})
     return fields
@@ -143,10 +167,10 @@ def _fields(item: Any) -> dict[str, Any]:
 def _force_field(item: Any, field: str, value: Any) -> None:
     """Set *field* of a fresh copy past frozen classes, validators and records of what was set."""
     cls = type(item)
-    if DataclassAdapter.is_item_class(cls) or AttrsAdapter.is_item_class(cls):
+    if dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__"):
         object.__setattr__(item, field, value)
     elif not _is_pydantic(item):
-        ItemAdapter(item)[field] = value
+        _adapters().ItemAdapter(item)[field] = value
     elif field in vars(item):
         vars(item)[field] = value
     else:
@@ -170,7 +194,7 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
     >>> merge_changes({"title": " A ", "n": 1}, [{"title": "A", "n": 1}, {"title": " A ", "n": 2}])
     {'title': 'A', 'n': 2}
     """
-    if not is_item(item):
+    if not _is_item(item):
         raise DeferKitError(
             f"merge_changes works on items with fields; got {_shown(item)} "
             f"({type(item).__name__}): give the Parallel merge= that decides"
@@ -215,12 +239,12 @@ def field_of(item: Any, field: str) -> Any:
     Raises :exc:`~scrapy_deferkit.exceptions.DeferKitError` when *item* is not an item, or is of a
     class that has no such field.
     """
-    if not is_item(item):
+    if not _is_item(item):
         raise DeferKitError(f"{_shown(item)} ({type(item).__name__}) is not an item with fields")
     fields = _fields(item)
     if field in fields:
         return fields[field]
-    known = list(ItemAdapter(item).field_names())
+    known = list(_adapters().ItemAdapter(item).field_names())
     if field in known or isinstance(item, dict) or getattr(item, "__pydantic_extra__", None):
         return None
     raise DeferKitError(
@@ -236,7 +260,7 @@ def set_fields(item: Any, changes: Mapping[str, Any], deleted: Sequence[str] = (
     """
     if _is_pydantic(item):
         return _set_model_fields(item, changes, deleted)
-    adapter = ItemAdapter(item)
+    adapter = _adapters().ItemAdapter(item)
     try:
         for field, value in changes.items():
             adapter[field] = value
@@ -306,7 +330,7 @@ def _is_same(value: Any, other: Any) -> bool:
         )
     if isinstance(value, list):
         return len(value) == len(other) and all(map(_is_same, value, other))
-    if is_item(value):
+    if _is_item(value):
         return _is_same(_fields(value), _fields(other))
     try:
         return bool(value == other)
