@@ -1,4 +1,4 @@
-"""The way of one crawl to its dead letters: off the loop, in groups, and again where that fails."""
+"""Writes the dead letters of one crawl: in a thread, in groups, with retries."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ._engine import Gate, resolve
+from ._imports import import_in_thread
 from ._lifecycle import close_spider
 from ._runtime import WorkerThread, sleep, spawn
+from ._sqlite_check import check_sqlite_file, sqlite_file
 from .exceptions import DeadLettersError, DeadLettersUnavailable
 
 if TYPE_CHECKING:
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
     from scrapy.crawler import Crawler
 
     from ._config import Config
-    from .deadletters import DeadLetters, Failed
+    from ._letters import Failed
+    from .deadletters import DeadLetters
 
 _T = TypeVar("_T")
 
@@ -43,6 +47,7 @@ class LetterBox:
         self.owner = uuid.uuid4().hex
         """Whose leases those of this crawl are."""
 
+        self._file: Path | None = None
         self._store: DeadLetters | None = None
         self._thread: WorkerThread | None = None
         self._waiting: list[tuple[str, Any, Deferred[None]]] = []
@@ -51,31 +56,38 @@ class LetterBox:
         self._has_given_up = False
 
     def call(self, function: Callable[[DeadLetters], _T]) -> Deferred[_T]:
-        """Call *function* with the store, in the thread."""
-        if self._thread is None:
-            self._thread = WorkerThread("deferkit-dead-letters")
-        return self._thread.call(lambda: function(self._opened()))
+        """Call *function* with the store, in the thread; the first call imports SQLAlchemy."""
+        return self._in_thread(lambda: function(self._opened()))
 
     def prepare(self) -> Deferred[None]:
-        """Import what the store needs, in the thread: in the loop it would stop all for a while.
+        """Check in the thread whether letters can be written; fails with a ``DeadLettersError``.
 
-        Fails with a ``DeadLettersError`` where its URL is wrong. Nothing is opened yet.
+        SQLAlchemy is not imported for a SQLite file, and nothing is created.
         """
+        return self._in_thread(self._check)
+
+    def _in_thread(self, function: Callable[[], _T]) -> Deferred[_T]:
         if self._thread is None:
             self._thread = WorkerThread("deferkit-dead-letters")
+        return self._thread.call(function)
 
-        def prepare() -> None:
-            import tenacity  # noqa: F401
-
-            self._opened()
-
-        return self._thread.call(prepare)
+    def _check(self) -> None:
+        if self._url is None:
+            self._file = default_file(self._spider_name)
+        else:
+            self._file = sqlite_file(self._url)
+        if self._file is None:
+            self._opened().check()
+        else:
+            check_sqlite_file(self._file, f"sqlite:///{self._file}")
 
     def _opened(self) -> DeadLetters:
         if self._store is None:
             from .deadletters import DeadLetters
 
-            self._store = DeadLetters(self._url or default_url(self._spider_name))
+            # The file, rather than the URL: the process may be in another folder by now.
+            url = self._url if self._file is None else _url_of(self._file)
+            self._store = DeadLetters(url or default_url(self._spider_name))
         return self._store
 
     @property
@@ -148,6 +160,7 @@ class LetterBox:
 
     async def patiently(self, function: Callable[[DeadLetters], _T]) -> _T:
         """Call *function* with the store, and again while that is not to be reached."""
+        await import_in_thread("tenacity")
         import tenacity
 
         async def attempt() -> _T:
@@ -178,7 +191,7 @@ class LetterBox:
         )
 
     async def _check_room(self) -> None:
-        from .deadletters import Selection
+        from ._letters import Selection
 
         ours = Selection(spider=self._spider_name)
         try:
@@ -255,11 +268,17 @@ def default_folder() -> Path:
     return data.absolute() / "deferkit"
 
 
-def default_url(spider: str) -> str:
-    """Give the URL of the SQLite file of *spider*, in the project's data directory."""
-    from urllib.parse import quote
+def default_file(spider: str) -> Path:
+    """Return the SQLite file of *spider*, in the project's data directory."""
+    return default_folder() / f"{quote(spider, safe='')}.sqlite"
 
+
+def default_url(spider: str) -> str:
+    """Return the URL of the SQLite file of *spider*; imports SQLAlchemy."""
+    return _url_of(default_file(spider))
+
+
+def _url_of(file: Path) -> str:
     from sqlalchemy.engine import URL
 
-    path = default_folder() / f"{quote(spider, safe='')}.sqlite"
-    return URL.create("sqlite", database=str(path)).render_as_string()
+    return URL.create("sqlite", database=str(file)).render_as_string()

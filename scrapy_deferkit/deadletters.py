@@ -5,11 +5,10 @@ SQLite or PostgreSQL, by SQLAlchemy Core. All of it blocks: callers call it in a
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime, timedelta, timezone
 from itertools import islice
 from pathlib import Path
@@ -20,74 +19,27 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from .exceptions import DeadLettersError, DeadLettersUnavailable
+from ._letters import ALL, DeadLetter, Failed, Letter, Selection
+from ._sqlite_check import (
+    MAKE_ROOM,
+    META_TABLE,
+    MOVE,
+    VERSION_ROW,
+    check_sqlite_file,
+    os_trouble,
+    refuse_newer,
+    sqlite_trouble,
+    text_or_bytes,
+    unusable,
+    version_of,
+)
+from .exceptions import DeadLettersError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+__all__ = ["ALL", "DeadLetter", "DeadLetters", "Failed", "Selection"]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Letter:
-    id: str
-    spider: str
-    spider_args: str
-    stage: str
-    item: str
-    item_type: str
-    missing: str | None
-    page_url: str | None
-    step: str | None
-    error_type: str
-    error: str
-    traceback: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failed(_Letter):
-    """An item that failed *at* a time, on its way to the dead letters.
-
-    ``item`` is the item as it entered, as tagged JSON, and ``missing`` says what that form could
-    not hold; ``spider_args`` is JSON too. ``stage`` is where the item was: ``"pipelines"`` or
-    ``"spider stack"``.
-    """
-
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeadLetter(_Letter):
-    """An item that failed, as the table has it.
-
-    ``problem`` tells what in its row cannot be read, where somebody has edited it; such times
-    and numbers are ``None``. A traceback is kept once per distinct error, so its last line may have
-    the message of another letter: this one's is ``error``.
-    """
-
-    attempts: int | None
-    first_failed_at: datetime | None
-    failed_at: datetime | None
-    leased_by: str | None
-    leased_until: datetime | None
-    problem: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which letters are meant; one that says nothing means all of them.
-
-    ``step`` means the steps within it too. ``error`` is any part of the error's type or message,
-    in whatever case; ``older_than`` and ``newer_than`` go by the last failure.
-    """
-
-    spider: str | None = None
-    step: str | None = None
-    error: str | None = None
-    older_than: datetime | None = None
-    newer_than: datetime | None = None
-    ids: Sequence[str] | None = None
-
-
-ALL = Selection()
 
 # Texts are compared byte by byte, as SQLite does, so that an index serves prefixes and order.
 _TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
@@ -97,7 +49,7 @@ _TIME = _TEXT
 _schema = sa.MetaData()
 
 _meta = sa.Table(
-    "deferkit_meta",
+    META_TABLE,
     _schema,
     sa.Column("name", _TEXT, primary_key=True),
     sa.Column("value", _TEXT, nullable=False),
@@ -150,8 +102,6 @@ sa.Index(
 _MIGRATIONS: tuple[Callable[[Connection], None], ...] = ()
 """What makes version n + 1 of version n. New tables are made as the last version has them."""
 
-_VERSION_ROW = "dead letters version"
-
 # Keys of PostgreSQL's advisory locks, for all who use the database.
 _SCHEMA_LOCK = 0x646566_0001
 _TRACEBACKS_LOCK = 0x646566_0002
@@ -169,26 +119,13 @@ _CONNECT_SECONDS = 10
 _PAGE = 500
 _ORDER = (_columns.failed_at, _columns.id)
 
-_MOVE = "set DEFERKIT_DEAD_LETTERS_URL to another place"
 _START = "start the server, or correct DEFERKIT_DEAD_LETTERS_URL"
-_MAKE_ROOM = "make room on the disk"
 
-# What SQLite says (Python 3.10 gives no code), whether it may pass, and what helps.
-_SQLITE_TROUBLE = (
-    ("is locked", True, "end the process that keeps the file locked"),
-    ("is full", True, _MAKE_ROOM),
-    ("disk i/o error", True, "look after the disk and its space"),
-    ("readonly", False, f"allow writing to the file and its folder, or {_MOVE}"),
-    ("unable to open", False, f"allow writing to its folder, or {_MOVE}"),
-    ("not a database", False, f"move that file away, or {_MOVE}"),
-    ("malformed", False, f"restore that file, or {_MOVE}"),
-)
-
-# The same by the beginning of PostgreSQL's SQLSTATE.
+# The beginning of PostgreSQL's SQLSTATE, whether that may pass, and what helps.
 _POSTGRES_TROUBLE = (
     ("08", True, _START),
     ("40", True, "try again"),
-    ("5310", True, _MAKE_ROOM),
+    ("5310", True, MAKE_ROOM),
     ("53", True, "give the server more of what it lacks"),
     ("55P03", True, "end the session that keeps the table locked"),
     ("57", True, _START),
@@ -226,6 +163,20 @@ class DeadLetters:
             ) from error
         self._insert: Any = postgresql.insert if self._is_postgres else sqlite.insert
         self._first_taken_at: dict[str, str] = {}
+
+    def check(self) -> None:
+        """Raise ``DeadLettersError`` if the table cannot be used; nothing is created for that.
+
+        Connects to a server, and closes the connection again.
+        """
+        if self._file is not None:
+            check_sqlite_file(self._file, self.url)
+            return
+        try:
+            with self._transaction():
+                pass
+        finally:
+            self.close()
 
     def put(self, failures: Iterable[Failed]) -> None:
         """Put *failures* in, all or none.
@@ -445,14 +396,11 @@ class DeadLetters:
         if version is None:
             _schema.create_all(connection)
         elif version > newest:
-            raise DeadLettersError(
-                f"The dead letters at {self.url} have version {version}, and this "
-                f"scrapy-deferkit knows {newest} at most: install a newer scrapy-deferkit."
-            )
+            refuse_newer(version, newest, self.url)
         else:
             for migrate in _MIGRATIONS[version - 1 :]:
                 migrate(connection)
-        put = self._insert(_meta).values(name=_VERSION_ROW, value=str(newest))
+        put = self._insert(_meta).values(name=VERSION_ROW, value=str(newest))
         put = put.on_conflict_do_update(index_elements=["name"], set_={"value": str(newest)})
         connection.execute(put)
         return True
@@ -460,15 +408,8 @@ class DeadLetters:
     def _version(self, connection: Connection) -> int | None:
         if not sa.inspect(connection).has_table(_meta.name):
             return None
-        value = connection.scalar(sa.select(_meta.c.value).where(_meta.c.name == _VERSION_ROW))
-        if value is None:
-            return None
-        if not str(value).isdecimal() or int(value) < 1:
-            raise DeadLettersError(
-                f"The dead letters at {self.url} cannot be used: in deferkit_meta, "
-                f"{_VERSION_ROW!r} is {value!r}, where a number from 1 on is due. Correct it."
-            )
-        return int(value)
+        value = connection.scalar(sa.select(_meta.c.value).where(_meta.c.name == VERSION_ROW))
+        return None if value is None else version_of(value, self.url)
 
     def _put_tracebacks(self, connection: Connection, failures: Iterable[Failed]) -> None:
         if self._is_postgres:
@@ -494,9 +435,7 @@ class DeadLetters:
         return _time_text(connection.scalars(sa.select(sa.func.clock_timestamp())).one())
 
     def _explain(self, error: SQLAlchemyError | OSError) -> DeadLettersError:
-        what, passes, fix = _trouble(error, is_postgres=self._is_postgres)
-        kind = DeadLettersUnavailable if passes else DeadLettersError
-        return kind(f"The dead letters at {self.url} cannot be used: {what}. To fix it, {fix}.")
+        return unusable(self.url, *_trouble(error, is_postgres=self._is_postgres))
 
 
 def _host_time() -> datetime:
@@ -517,7 +456,7 @@ def _clean(text: str) -> str:
 
 
 def _row_of(failure: Failed) -> dict[str, Any]:
-    row = {field.name: getattr(failure, field.name) for field in fields(_Letter)}
+    row = {field.name: getattr(failure, field.name) for field in fields(Letter)}
     del row["traceback"]
     row = {name: value if value is None else _clean(value) for name, value in row.items()}
     attempt = _attempt_of(failure)
@@ -623,7 +562,7 @@ def _letter_of(row: Mapping[Any, Any]) -> DeadLetter:
         complain("attempts", "a number from 1 on")
         attempts = None
     return DeadLetter(
-        **{field.name: text(field.name) or "" for field in fields(_Letter)}
+        **{field.name: text(field.name) or "" for field in fields(Letter)}
         | {name: text(name) for name in ("missing", "page_url", "step")},  # type: ignore[arg-type]
         attempts=attempts,
         first_failed_at=time("first_failed_at"),
@@ -668,20 +607,13 @@ def _sqlite_engine(url: URL) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def set_up(connection: Any, _: object) -> None:
-        connection.text_factory = _text_or_bytes
+        connection.text_factory = text_or_bytes
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options()["deferkit_begin"])
 
     return engine
-
-
-def _text_or_bytes(raw: bytes) -> str | bytes:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
 
 
 def _use_wal(engine: Engine) -> None:
@@ -715,15 +647,11 @@ def _postgres_engine(url: URL) -> Engine:
 def _trouble(error: SQLAlchemyError | OSError, *, is_postgres: bool) -> tuple[str, bool, str]:
     """Tell what went wrong, whether that may pass, and what to do."""
     cause = getattr(error, "orig", None) or error
-    what = " ".join(str(cause).split()) or type(cause).__name__
     if isinstance(cause, OSError):
-        full = cause.errno in (errno.ENOSPC, errno.EDQUOT)
-        return what, full, _MAKE_ROOM if full else f"allow writing there, or {_MOVE}"
+        return os_trouble(cause)
     if not is_postgres:
-        for part, passes, fix in _SQLITE_TROUBLE:
-            if part in what.lower():
-                return what, passes, fix
-        return what, False, f"look at that file, or {_MOVE}"
+        return sqlite_trouble(cause)
+    what = " ".join(str(cause).split()) or type(cause).__name__
     state = getattr(cause, "sqlstate", None)
     if state is None:
         refused = any(part in what for part in _REFUSALS)
@@ -732,4 +660,4 @@ def _trouble(error: SQLAlchemyError | OSError, *, is_postgres: bool) -> tuple[st
     for beginning, passes, fix in _POSTGRES_TROUBLE:
         if state.startswith(beginning):
             return what, passes, fix
-    return what, False, f"look at that database, or {_MOVE}"
+    return what, False, f"look at that database, or {MOVE}"

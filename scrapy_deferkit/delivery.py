@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
 
-    from .deadletters import DeadLetter, Failed
+    from ._letters import DeadLetter, Failed
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Delivery:
         )
 
     def _failed(self, visit: Visit, error: Exception) -> Failed:
-        from .deadletters import Failed
+        from ._letters import Failed
 
         encoded = visit.encoded(self._encode)
         spider = self.crawler.spider

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
 
-    from .deadletters import DeadLetter, Selection
+    from ._letters import DeadLetter, Selection
     from .delivery import Delivery
 
 logger = logging.getLogger(__name__)

@@ -16,12 +16,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from scrapy_deferkit import deadletters
-from scrapy_deferkit.deadletters import (
-    ALL,
-    DeadLetters,
-    DeadLettersError,
-    DeadLettersUnavailable,
-)
+from scrapy_deferkit.deadletters import ALL, DeadLetters
+from scrapy_deferkit.exceptions import DeadLettersError, DeadLettersUnavailable
 
 from ..postgres import Postgres
 from .failures import database, failed, run_sql
@@ -263,6 +259,7 @@ def test_a_table_that_somebody_dropped_is_said_to_be_missing(
 
 
 @pytest.mark.crawl
-def test_the_package_is_imported_without_sqlalchemy() -> None:
-    code = "import sys, scrapy_deferkit; sys.exit('sqlalchemy' in sys.modules)"
+def test_the_package_is_imported_without_what_is_heavy() -> None:
+    heavy = ["sqlalchemy", "tenacity", "rich", "itemadapter"]
+    code = f"import sys, scrapy_deferkit; sys.exit(any(map(sys.modules.get, {heavy})))"
     assert subprocess.run([sys.executable, "-I", "-c", code], check=False).returncode == 0

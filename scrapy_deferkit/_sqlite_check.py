@@ -1,0 +1,153 @@
+"""Check whether a SQLite file can hold dead letters, by the standard library alone.
+
+:mod:`.deadletters` needs SQLAlchemy, whose import would make up most of the time to start a crawl.
+The error messages of both are made here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from .exceptions import DeadLettersError, DeadLettersUnavailable
+
+META_TABLE = "deferkit_meta"
+VERSION_ROW = "dead letters version"
+VERSION = 1
+"""The version of the tables: one more than there are migrations."""
+
+MOVE = "set DEFERKIT_DEAD_LETTERS_URL to another place"
+MAKE_ROOM = "make room on the disk"
+
+# What SQLite says (Python 3.10 gives no code), whether it may pass, and what helps.
+_SQLITE_TROUBLE = (
+    ("is locked", True, "end the process that keeps the file locked"),
+    ("is full", True, MAKE_ROOM),
+    ("disk i/o error", True, "look after the disk and its space"),
+    ("readonly", False, f"allow writing to the file and its folder, or {MOVE}"),
+    ("unable to open", False, f"allow writing to its folder, or {MOVE}"),
+    ("not a database", False, f"move that file away, or {MOVE}"),
+    ("malformed", False, f"restore that file, or {MOVE}"),
+)
+
+# Without a query, an escape or a special name: SQLAlchemy reads such a URL as it stands.
+_PLAIN_URL = re.compile(r"sqlite(?:\+pysqlite)?:///(?!:|file:)([^?%\0]+)")
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a plain SQLite URL; ``None`` for all others, whether right or wrong.
+
+    >>> sqlite_file("sqlite:////data/letters.sqlite")
+    PosixPath('/data/letters.sqlite')
+    >>> sqlite_file("sqlite://"), sqlite_file("postgresql://host/name")
+    (None, None)
+    """
+    found = _PLAIN_URL.fullmatch(url)
+    return None if found is None else Path(found[1]).absolute()
+
+
+def check_sqlite_file(file: Path, url: str) -> None:
+    """Raise ``DeadLettersError`` if dead letters cannot be written to *file*.
+
+    Nothing is created. *url* is how the messages call the file. A file that another process has
+    locked passes: it is there, and in use.
+    """
+    try:
+        if file.exists():
+            _check_database(file, url)
+        else:
+            _check_folder(file.parent)
+    except OSError as error:
+        raise unusable(url, *os_trouble(error)) from error
+    except sqlite3.Error as error:
+        what, passes, fix = sqlite_trouble(error)
+        if "is locked" not in what:
+            raise unusable(url, what, passes, fix) from error
+
+
+def _check_folder(folder: Path) -> None:
+    """Check whether *folder* can be made, or a file in it."""
+    existing = next(it for it in (folder, *folder.parents) if it.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
+    _check_writable(existing, os.W_OK | os.X_OK)
+
+
+def _check_writable(path: Path, mode: int = os.W_OK) -> None:
+    if not os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _check_database(file: Path, url: str) -> None:
+    # Before it is opened: SQLite leaves its own files beside one that it can only read.
+    _check_writable(file)
+    _check_writable(file.parent)
+    # "rw" opens a file that is there, and creates none.
+    connecting = sqlite3.connect(f"{file.as_uri()}?mode=rw", 0, uri=True, isolation_level=None)
+    with closing(connecting) as connection:
+        connection.text_factory = text_or_bytes
+        of_meta = f"SELECT 1 FROM sqlite_master WHERE name = '{META_TABLE}'"
+        if connection.execute(of_meta).fetchone():
+            of_version = f"SELECT value FROM {META_TABLE} WHERE name = ?"
+            row = connection.execute(of_version, (VERSION_ROW,)).fetchone()
+            version = None if row is None else version_of(row[0], url)
+            refuse_newer(version, VERSION, url)
+        # Takes the lock that a write needs, and writes nothing.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+
+
+def text_or_bytes(raw: bytes) -> str | bytes:
+    """Decode what SQLite has as text, if it is."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+# ----------------------------------------------------------------------------------- the messages
+
+
+def version_of(value: object, url: str) -> int:
+    """Return the version of the tables; raises ``DeadLettersError`` if it is not a number."""
+    if not str(value).isdecimal() or int(str(value)) < 1:
+        raise DeadLettersError(
+            f"The dead letters at {url} cannot be used: in {META_TABLE}, "
+            f"{VERSION_ROW!r} is {value!r}, where a number from 1 on is due. Correct it."
+        )
+    return int(str(value))
+
+
+def refuse_newer(version: int | None, newest: int, url: str) -> None:
+    """Raise ``DeadLettersError`` if *version* is above *newest*."""
+    if version is not None and version > newest:
+        raise DeadLettersError(
+            f"The dead letters at {url} have version {version}, and this "
+            f"scrapy-deferkit knows {newest} at most: install a newer scrapy-deferkit."
+        )
+
+
+def os_trouble(error: OSError) -> tuple[str, bool, str]:
+    """Return what went wrong, whether it may pass, and what helps."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = " ".join(str(error).split()) or type(error).__name__
+    return what, is_full, MAKE_ROOM if is_full else f"allow writing there, or {MOVE}"
+
+
+def sqlite_trouble(error: object) -> tuple[str, bool, str]:
+    """Return the same of what SQLite says."""
+    what = " ".join(str(error).split()) or type(error).__name__
+    for part, passes, fix in _SQLITE_TROUBLE:
+        if part in what.lower():
+            return what, passes, fix
+    return what, False, f"look at that file, or {MOVE}"
+
+
+def unusable(url: str, what: str, passes: bool, fix: str) -> DeadLettersError:
+    """Return the error for dead letters that cannot be used: *what* happened, and the *fix*."""
+    kind = DeadLettersUnavailable if passes else DeadLettersError
+    return kind(f"The dead letters at {url} cannot be used: {what}. To fix it, {fix}.")
