@@ -148,7 +148,13 @@ class LetterBox:
         outcome: Failure | None = None
         try:
             await self.patiently(writes[kind])
+        except DeadLettersUnavailable:
+            outcome = Failure()
         except Exception:
+            if len(some) > 1:  # one that is refused must not hurt the others
+                for one in some:
+                    await self._write_some(kind, [one])
+                return
             outcome = Failure()
         for _, done in some:
             if outcome is None:
@@ -177,7 +183,7 @@ class LetterBox:
                 before_sleep=self._log_retry,
                 reraise=True,
             )(attempt)
-        except DeadLettersError:
+        except DeadLettersUnavailable:
             self._has_given_up = True
             raise
         self._has_given_up = False
@@ -209,26 +215,21 @@ class LetterBox:
             self._most = 0  # it is closing: that is said once
             close_spider(self._crawler, "dead_letters_full")
 
-    def tell_of_lost(self, failed: Failed, trouble: Exception, *, is_in_journal: bool) -> None:
-        """Close the crawl, since *failed* could not be kept; without a journal, log its row."""
-        extra = {"spider": self._crawler.spider}
+    def tell_of_lost(self, failed: Failed, trouble: Exception) -> None:
+        """Log all of *failed*, which could not be written because of *trouble*.
+
+        Closes the crawl if the store cannot be reached: it would lose every other letter too.
+        """
         self._crawler.stats.inc_value("deferkit/items/not_dead_lettered")
-        if is_in_journal:
-            logger.error(
-                "%s. The item stays in the journal, and is taken up again when this job is next "
-                "started.",
-                trouble,
-                extra=extra,
-            )
-        else:
-            logger.critical(
-                "%s. There is no journal either (JOBDIR), so this is all that is left of the item: "
-                "%s",
-                trouble,
-                json.dumps(asdict(failed), default=str),
-                extra=extra,
-            )
-        close_spider(self._crawler, "dead_letters_unavailable")
+        logger.critical(
+            "A failed item could not be kept as a dead letter: %s This is all that is left of the "
+            "item: %s",
+            trouble,
+            json.dumps(asdict(failed), default=str),
+            extra={"spider": self._crawler.spider},
+        )
+        if isinstance(trouble, DeadLettersUnavailable):
+            close_spider(self._crawler, "dead_letters_unavailable")
 
     async def give_up_leases(self) -> None:
         """Let others have the letters that were taken here and have not ended."""

@@ -1,13 +1,16 @@
-"""The dead letters of a crawl: an unusable place is found at its start."""
+"""The dead letters of a crawl: an unusable place is found early, and one hurts no other."""
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from scrapy_deferkit import StackConfigError
+from scrapy_deferkit import StackConfigError, _letterbox, deadletters
 from scrapy_deferkit._config import Config
 from scrapy_deferkit._engine import resolve
 from scrapy_deferkit._letterbox import LetterBox
@@ -108,3 +111,77 @@ async def test_a_server_is_asked_and_left_again(postgres: Postgres) -> None:
     assert run_sql(url, "SELECT 1 FROM pg_tables WHERE tablename = 'deferkit_meta'") == []
     with pytest.raises(DeadLettersError, match="database .* does not exist"):
         await check(url.replace("/postgres?", "/missing?"))
+
+
+# -------------------------------------------------------------------- letters that are refused
+
+REFUSE = """
+    CREATE TRIGGER refuse BEFORE INSERT ON deferkit_dead_letters WHEN NEW.id LIKE 'bad%'
+    BEGIN SELECT RAISE(ABORT, 'too large'); END
+"""
+
+
+@pytest.fixture
+def refusing(tmp_path: Path) -> str:
+    """The URL of a file that refuses some letters, and has none."""
+    url = f"sqlite:///{tmp_path}/dead.db"
+    letters = DeadLetters(url)
+    letters.put([failed("first")])
+    letters.delete(deadletters.ALL)
+    run_sql(url, REFUSE)
+    return url
+
+
+async def test_a_letter_that_is_refused_hurts_no_other(refusing: str) -> None:
+    letters = letters_at(refusing)
+    ids = ["good 1", "bad 1", "good 2", "bad 2", "good 3"]
+    # All but the first wait until that is written, and are one group.
+    puts = [letters.put(failed(each), is_replayed=False) for each in ids]
+    refused = []
+    for each, put in zip(ids, puts, strict=True):
+        try:
+            await resolve(put)
+        except DeadLettersError as error:
+            refused.append((each, "too large" in str(error)))
+    await letters.close()
+    assert refused == [("bad 1", True), ("bad 2", True)]
+    assert {it.id for it in DeadLetters(refusing).select()} == {"good 1", "good 2", "good 3"}
+
+
+class Failing:
+    def process_item(self, item: Any) -> Any:
+        raise ValueError(f"no price in {item['number']}")
+
+
+async def test_a_letter_that_is_refused_is_logged_whole_and_closes_nothing(refusing: str) -> None:
+    run_sql(refusing, "DROP TRIGGER refuse")
+    run_sql(refusing, REFUSE.replace("NEW.id LIKE 'bad%'", "NEW.item LIKE '%: 2}'"))
+    trace = await crawl_with(
+        Failing, pages=[page(*numbered(4))], DEFERKIT_DEAD_LETTERS_URL=refusing
+    )
+    assert trace.reason == "finished"
+    assert len(trace.failed) == 4
+    (lost,) = [it.getMessage() for it in trace.log if it.levelname == "CRITICAL"]
+    assert "too large" in lost
+    assert 'all that is left of the item: {"id": ' in lost
+    assert r"{\"number\": 2}" in lost
+    assert "no price in 2" in lost
+    count = trace.crawler.stats.get_value
+    assert count("deferkit/items/not_dead_lettered") == 1
+    assert count("deferkit/items/dead_lettered") == DeadLetters(refusing).count() == 3
+
+
+async def test_a_store_that_stays_away_closes_the_crawl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadletters, "_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(_letterbox, "_PATIENCE", 0.01)
+    url = f"sqlite:///{tmp_path}/dead.db"
+    DeadLetters(url).put([failed("a")])
+    with closing(sqlite3.connect(tmp_path / "dead.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        trace = await crawl_with(Failing, pages=[page(*numbered(3))], DEFERKIT_DEAD_LETTERS_URL=url)
+    assert trace.reason == "dead_letters_unavailable"
+    lost = [it.getMessage() for it in trace.log if it.levelname == "CRITICAL"]
+    assert len(lost) == 3
+    assert all("is locked" in it and "all that is left of the item" in it for it in lost)
