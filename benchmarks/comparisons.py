@@ -19,6 +19,7 @@ from crawls import Measurement, OnePage, Pages, WaitingPipeline, crawls
 from pyperf import perf_counter
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.utils.defer import maybe_deferred_to_future
+from start import added
 
 from scrapy_deferkit import (
     Chain,
@@ -254,3 +255,14 @@ async def crawl_of_items_that_wait() -> tuple[Measurement, Measurement]:
 @comparison("CPU of an item of 20,000 of one callback", target=0.97, loops=20_000)
 async def crawl_of_many_items() -> tuple[Measurement, Measurement]:
     return crawls(OnePage, **ADDON), crawls(OnePage)
+
+
+@comparison("CPU that the add-on adds until the spider is open | 100 ms", 1.0, loops=4)
+async def start_of_a_crawl() -> tuple[Measurement, Measurement]:
+    async def ours(rounds: int) -> float:
+        return max(added(rounds).cpu_to_open, 0.001) * rounds  # noise may make it negative
+
+    async def allowed(rounds: int) -> float:
+        return 0.1 * rounds
+
+    return ours, allowed

@@ -215,10 +215,10 @@ class LetterBox:
             self._most = 0  # it is closing: that is said once
             close_spider(self._crawler, "dead_letters_full")
 
-    def tell_of_lost(self, failed: Failed, trouble: Exception) -> None:
+    async def tell_of_lost(self, failed: Failed, trouble: Exception) -> None:
         """Log all of *failed*, which could not be written because of *trouble*.
 
-        Closes the crawl if the store cannot be reached: it would lose every other letter too.
+        Closes the crawl if it was not this letter but the store: the others would be lost too.
         """
         self._crawler.stats.inc_value("deferkit/items/not_dead_lettered")
         logger.critical(
@@ -228,7 +228,11 @@ class LetterBox:
             json.dumps(asdict(failed), default=str),
             extra={"spider": self._crawler.spider},
         )
-        if isinstance(trouble, DeadLettersUnavailable):
+        try:
+            if isinstance(trouble, DeadLettersUnavailable):
+                raise trouble
+            await resolve(self.call(lambda store: store.check()))
+        except DeadLettersError:
             close_spider(self._crawler, "dead_letters_unavailable")
 
     async def give_up_leases(self) -> None:

@@ -191,7 +191,7 @@ class Delivery:
         try:
             await resolve(self.letters.put(failed, is_replayed=visit.letter is not None))
         except Exception as trouble:
-            self.letters.tell_of_lost(failed, trouble)
+            await self.letters.tell_of_lost(failed, trouble)
             return
         finally:
             visit.leave()
