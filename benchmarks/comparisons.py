@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 import types
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass

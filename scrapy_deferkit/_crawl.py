@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
 
-    from ._stack import Stack
-    from .delivery import Delivery
-    from .stats import StepStats
-
-    Observer = Callable[[Stack, str, Callable[..., Any]], Callable[..., Any]]
+    Observer = Callable[[Any, str, Callable[..., Any]], Callable[..., Any]]
 
 _SLOT = "_deferkit"
 
@@ -30,9 +26,12 @@ class Crawl:
         self.observers: list[Observer] = []
         """Called with ``(stack, name, call)`` as a step is bound; each returns what to call."""
 
-        self.stats: StepStats | None = None
-        self.delivery: Delivery | None = None
-        """The dead letters; ``None`` before the spider opens, and if they are disabled."""
+        # What stands above this module can have no type here.
+        self.stats: Any = None
+        """The ``StepStats``; ``None`` if no steps are counted."""
+
+        self.delivery: Any = None
+        """The ``Delivery``; ``None`` before the spider opens, and if dead letters are disabled."""
 
         self.items = Outstanding()
         """The items that have entered and not ended."""

@@ -87,6 +87,8 @@ def _log(
     try:
         entry = getattr(crawler.logformatter, how)(item, error, response, crawler.spider)
         if entry is not None:
-            logger.log(*logformatter_adapter(entry), exc_info=exc_info, extra={**extra, "item": item})
+            logger.log(
+                *logformatter_adapter(entry), exc_info=exc_info, extra={**extra, "item": item}
+            )
     except Exception as trouble:  # of the log formatter: the signal is sent all the same
         logger.error("An item ended, and LOG_FORMATTER failed: %s", text_of(trouble), extra=extra)

@@ -689,9 +689,9 @@ class Iteration:
             for worker in tuple(self._workers):
                 await settled(to_deferred(worker.running))
             raise
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        failed_with, self._error = self._error, None
+        if failed_with is not None:
+            raise failed_with
         return END
 
     def stop(self) -> None:

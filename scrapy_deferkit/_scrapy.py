@@ -48,13 +48,11 @@ def look_whether_to_close(crawler: Crawler) -> bool:
     holds ends later than that, and the crawl would wait for ever (Scrapy 2.19).
     """
     scraper: Any = getattr(engine_of(crawler), "scraper", None)
-    slot = getattr(scraper, "slot", None)
-    closing = getattr(slot, "closing", None)
-    if closing is None or closing.called:
-        return slot is not None and not slot.is_idle()
-    if not slot.is_idle():
-        return True
-    scraper._check_if_closing()
+    slot: Any = getattr(scraper, "slot", None)
+    if slot is None or not slot.is_idle():
+        return slot is not None
+    if slot.closing is not None and not slot.closing.called:
+        scraper._check_if_closing()
     return False
 
 

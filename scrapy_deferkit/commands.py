@@ -374,7 +374,7 @@ class Command(BaseRunSpiderCommand):
 
 
 def _without_start(spidercls: type[Spider]) -> type[Spider]:
-    """Return *spidercls* with nothing to crawl, whatever it makes of its settings as it is built."""
+    """Return *spidercls* with nothing to crawl, whatever it makes of its settings."""
 
     async def start(_: Spider) -> AsyncIterator[Any]:
         outputs: tuple[Any, ...] = ()

@@ -120,8 +120,8 @@ class Visit:
         if self.letter is not None:
             missing = (self.letter.missing,) if self.letter.missing else ()
             return Encoded(self.letter.item, self.letter.item_type, missing)
-        is_encoded = isinstance(self._as_entered, Encoded)
-        return self._as_entered if is_encoded else encode(self._as_entered)
+        kept = self._as_entered
+        return kept if isinstance(kept, Encoded) else encode(kept)
 
 
 class Delivery:

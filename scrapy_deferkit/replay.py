@@ -139,7 +139,9 @@ class Replay:
 
     def _ids(self) -> frozenset[str]:
         """Return the ids of the letters that have not ended."""
-        ended = [letter_id for letter_id, it in self._held.items() if it is not None and it.has_left]
+        ended = [
+            letter_id for letter_id, it in self._held.items() if it is not None and it.has_left
+        ]
         for letter_id in ended:
             del self._held[letter_id]
         return frozenset(self._held)

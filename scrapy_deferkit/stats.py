@@ -238,10 +238,11 @@ class StepStats:
     def of(cls, crawler: Crawler) -> StepStats:
         """Return the stats of *crawler*, whose stacks are counted from now on."""
         crawl = crawl_of(crawler)
-        if crawl.stats is None:
-            crawl.stats = cls(crawler)
-            crawl.observers.append(crawl.stats._watch)
-        return crawl.stats
+        stats: StepStats | None = crawl.stats
+        if stats is None:
+            stats = crawl.stats = cls(crawler)
+            crawl.observers.append(stats._watch)
+        return stats
 
     def add(self, path: Callable[[], str], root: str = "") -> StepRecord:
         """Give the record of another step, whose path *path* tells.

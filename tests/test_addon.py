@@ -12,8 +12,8 @@ from scrapy.utils.conf import build_component_list
 from scrapy.utils.test import get_crawler
 
 from scrapy_deferkit import Addon, DeferKitItemProcessor, StackConfigError
-from scrapy_deferkit.report import Report
 from scrapy_deferkit.gate import ItemGate
+from scrapy_deferkit.report import Report
 from scrapy_deferkit.testing import mock_crawler
 
 from .crawls.tracing import Shop, crawl

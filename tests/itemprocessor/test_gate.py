@@ -419,7 +419,7 @@ async def test_what_a_pipeline_submits_has_no_page_and_a_letter_of_its_own(url: 
     assert letter.page_url is None
 
 
-# --------------------------------------------------------------------------------------- containment
+# ------------------------------------------------------------------------------------- containment
 
 
 class Odd(dict[str, Any]):
