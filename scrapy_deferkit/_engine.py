@@ -642,6 +642,7 @@ class Iteration:
         self._source: Any = aiter(source) if self._is_async else iter(source)
         self._call = call
         self._workers: dict[_Worker, None] = {}
+        self._is_paused = False
         self._is_led = False  # somebody takes an element, or may go on to do so
         self._is_over = False
         self._passed: Any = END
@@ -664,7 +665,7 @@ class Iteration:
                 if self._passed is not END:
                     passed, self._passed = self._passed, END
                     return passed
-                if not (self._is_led or self._is_over) and len(self._workers) < self.count:
+                if self._may_lead and len(self._workers) < self.count:
                     self._until = monotonic() + _SLICE
                     pending = await self._lead(face, 0)
                     if face.is_cancelled:
@@ -698,6 +699,15 @@ class Iteration:
         """Take nothing more; what is outstanding goes on."""
         self._is_over = True
 
+    def pause(self) -> None:
+        """Take nothing before :meth:`go_on` is called."""
+        self._is_paused = True
+
+    def go_on(self) -> None:
+        """Take elements again."""
+        self._is_paused = False
+        self._give_up_lead()
+
     def cancel(self) -> None:
         """Cancel what is outstanding, and take nothing more."""
         self.is_cancelled = self._is_over = True
@@ -717,10 +727,24 @@ class Iteration:
         how many of the workers await nothing, which is who leads, or none.
         """
         self._is_led = True
-        elements = self._source
+        elements: Any = self._source
         while not (self._is_over or face.is_cancelled):
             if self._is_async:
-                elements = await self._take(face)
+                try:
+                    element = await face.wait(anext(self._source))
+                    if isinstance(element, Failure):
+                        element.raiseException()
+                except StopAsyncIteration:
+                    self._is_over = True
+                    break
+                except (GeneratorExit, *CANCELLED):
+                    raise
+                except BaseException as error:
+                    self._fail(error)
+                    break
+                if self._is_over:
+                    break
+                elements = (element,)
             pending = self._work_on(elements, free)
             if pending is _FULL:
                 break
@@ -735,23 +759,6 @@ class Iteration:
                 self._is_over = True
         self._is_led = False
         return None
-
-    async def _take(self, face: Face) -> tuple[Any, ...]:
-        """Return the next element of an async source, or nothing where it is over."""
-        try:
-            element = await face.wait(anext(self._source, END))
-        except GeneratorExit:
-            raise
-        except CANCELLED:
-            raise
-        except BaseException as error:
-            self._fail(error)
-            return ()
-        if isinstance(element, Failure):
-            self._note_failure(element)
-        elif element is END:
-            self._is_over = True
-        return () if self._is_over else (element,)
 
     def _work_on(self, elements: Any, free: int) -> Any:
         """Call for *elements* while nothing has to be waited for; return what has to be."""
@@ -837,12 +844,7 @@ class Iteration:
                         self._give_up_lead()
                     return
                 if not leads:
-                    if (
-                        self._is_led
-                        or self._is_over
-                        or self._passed is not END
-                        or len(self._workers) > self.count
-                    ):
+                    if not self._may_lead or len(self._workers) > self.count:
                         return
                     leads = True
                     self._until = monotonic() + _SLICE
@@ -860,10 +862,14 @@ class Iteration:
             if not self._workers or self._passed is not END or not self._workers_lead:
                 self._wake_up()
 
+    @property
+    def _may_lead(self) -> bool:
+        return not (self._is_led or self._is_over or self._is_paused or self._passed is not END)
+
     def _give_up_lead(self) -> None:
         """Let another lead: who iterates, where there is room."""
         self._is_led = False
-        if not self._is_over and len(self._workers) < self.count:
+        if not (self._is_over or self._is_paused) and len(self._workers) < self.count:
             self._wake_up()
 
     def _wake_up(self) -> None:

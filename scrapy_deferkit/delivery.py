@@ -91,6 +91,11 @@ class Visit:
         visit.is_taken = True
         return visit
 
+    @property
+    def origin(self) -> str:
+        """What the item comes from, for messages."""
+        return self.page_url or "no page"
+
     def holds(self, release: Callable[[], object]) -> None:
         """Call *release* once, when the item leaves its stage."""
         self._release = release
@@ -182,7 +187,7 @@ class Delivery:
 
     def delivered(self, letter: DeadLetter) -> None:
         """Remove *letter*, whose item was scraped or dropped."""
-        self.crawler.stats.inc_value("deferkit/replay/delivered")
+        self._count("replay/delivered")
         self.letters.delivered(letter.id)
 
     async def keep(self, visit: Visit, error: Exception) -> None:
@@ -195,8 +200,7 @@ class Delivery:
             return
         finally:
             visit.leave()
-        what = "items/dead_lettered" if visit.letter is None else "replay/failed"
-        self.crawler.stats.inc_value(f"deferkit/{what}")
+        self._count("items/dead_lettered" if visit.letter is None else "replay/failed")
         await self.crawler.signals.send_catch_log_async(
             item_dead_lettered,
             item=visit.item,
@@ -235,6 +239,12 @@ class Delivery:
             await self.letters.give_up_leases()
         await self.letters.close()
         crawl_of(self.crawler).delivery = None
+
+    def _count(self, what: str) -> None:
+        try:
+            self.crawler.stats.inc_value(f"deferkit/{what}")
+        except Exception as error:  # of a stats collector that is down: the item has ended
+            self._log(logging.ERROR, "The stats have failed: %s", text_of(error))
 
     def _log(self, level: int, message: str, *args: object) -> None:
         logger.log(level, message, *args, extra={"spider": self.crawler.spider})

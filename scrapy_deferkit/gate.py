@@ -52,7 +52,8 @@ class ItemGate:
         config = Config.from_settings(crawler.settings)
         self._crawler = crawler
         self._crawl = crawl_of(crawler)
-        self._per_response = crawler.settings.getint("CONCURRENT_ITEMS")
+        self._of_response = crawler.settings.getint("CONCURRENT_ITEMS")
+        self._of_crawl = config.concurrent_items or None
         self._asking = 0
         self._slots = Slots(
             config.concurrent_items,
@@ -61,6 +62,7 @@ class ItemGate:
             self._on_overdrawn,
         )
         self._has_overdrawn = False
+        self._engine: ExecutionEngine
         crawler.signals.connect(self._on_spider_opened, signals.spider_opened)
         crawler.signals.connect(self._on_request_scheduled, signals.request_scheduled)
         crawler.signals.connect(self._slots.close, signals.spider_closed)
@@ -71,7 +73,9 @@ class ItemGate:
         return cls(crawler)
 
     def _on_spider_opened(self) -> None:
-        engine = self._engine
+        engine = engine_of(self._crawler)
+        assert engine is not None
+        self._engine = engine
         # Scrapy reads it for each output: its workers carry requests alone now.
         engine.scraper.concurrent_items = 1
         wrap_errback_output(
@@ -140,13 +144,20 @@ class ItemGate:
         """
 
         def take(output: Any) -> Any:
-            if isinstance(output, Visit):
-                return self._process(output, response, is_start=is_start)
-            return None if output is None else PASSED
+            if output is None:
+                return None
+            if isinstance(output, Request):
+                return PASSED
+            is_visit = isinstance(output, Visit)
+            visit = output if is_visit else Visit(self._crawl.delivery, PIPELINES, output, page_url)
+            if self._slots.take():
+                return self._process(visit, response, is_start)
+            iteration.pause()
+            return self._wait_and_process(iteration, visit, response, is_start)
 
         iteration = Iteration(
-            self._admitted(outputs, response, page_url, is_start=is_start),
-            None if is_start else self._per_response,
+            outputs,
+            self._of_crawl if is_start else self._of_response,
             take,
             workers_lead=not is_start,
             is_detached=True,
@@ -157,36 +168,25 @@ class ItemGate:
         finally:
             iteration.stop()
 
-    async def _admitted(
-        self, outputs: AsyncIterator[Any], response: Any, page_url: str | None, *, is_start: bool
-    ) -> AsyncIterator[Any]:
-        """Yield *outputs*, each item as a visit that has a slot."""
-        async for output in outputs:
-            if output is None or isinstance(output, Request):
-                yield output
-                continue
-            is_visit = isinstance(output, Visit)
-            visit = output if is_visit else Visit(self._crawl.delivery, PIPELINES, output, page_url)
-            if not self._slots.take() and not await self._has_slot(visit, response, is_start):
-                return
-            visit.holds(partial(self._release, visit))
-            yield visit
-
-    async def _has_slot(self, visit: Visit, response: Any, is_start: bool) -> bool:
-        """Wait for a slot; return whether the item may enter with it."""
+    async def _wait_and_process(
+        self, iteration: Iteration, visit: Visit, response: Any, is_start: bool
+    ) -> None:
+        """Wait for a slot, in which time nothing more is taken, and process the item."""
         started = perf_counter()
         try:
             await self._slots.wait()
         except BaseException:
             self._refuse(visit, response)
             raise
+        finally:
+            iteration.go_on()
         if is_start and is_closing(self._crawler):
             self._slots.release()
             self._refuse(visit, response)
-            return False
+            return
         if self._crawl.stats is not None:
             self._crawl.stats.note_waiting(perf_counter() - started)
-        return True
+        await self._process(visit, response, is_start)
 
     def _refuse(self, visit: Visit, response: Any) -> None:
         if visit.letter is None:  # a letter stays as it is, for the next replay
@@ -217,38 +217,39 @@ class ItemGate:
 
     # ------------------------------------------------------------------------ how it is processed
 
-    async def _process(self, visit: Visit, response: Any, *, is_start: bool) -> None:
+    async def _process(self, visit: Visit, response: Any, is_start: bool) -> None:
+        """Process an item that has a slot."""
+        visit.holds(partial(self._release, visit))
         current_visit.set(visit)
         self._crawl.items.begin()
         try:
-            await self._enter(visit, response)
+            if visit.letter is not None:
+                await self._process_again(visit)
+            else:
+                await self._engine.scraper.start_itemproc_async(visit.item, response=response)
         except Exception as error:  # of a log formatter, say: the other items go on
-            self._crawler.stats.inc_value("deferkit/items/errors")
-            logger.error(
-                "An error outside the pipelines, with an item of %s: %s",
-                visit.page_url or "start()",
-                text_of(error),
-                exc_info=error,
-                extra={"spider": self._crawler.spider},
-            )
+            self._note_error(visit, error)
         finally:
             visit.leave()
             self._crawl.items.end()
             if is_start:
                 look_whether_to_close(self._crawler)
 
-    async def _enter(self, visit: Visit, response: Any) -> None:
+    async def _process_again(self, visit: Visit) -> None:
         scraper = self._engine.scraper
-        if visit.letter is not None:
-            response = None if visit.page_url is None else Response(visit.page_url)
-            if visit.stage == SPIDER_STACK:
-                stack = next(it for it in scraper.spidermw.middlewares if is_spider_stack(it))
-                if not await stack.process_again(visit, Response(visit.page_url or "data:,")):
-                    return
-        await scraper.start_itemproc_async(visit.item, response=response)
+        if visit.stage == SPIDER_STACK:
+            stack = next(it for it in scraper.spidermw.middlewares if is_spider_stack(it))
+            if not await stack.process_again(visit, Response(visit.page_url or "data:,")):
+                return
+        page = None if visit.page_url is None else Response(visit.page_url)
+        await scraper.start_itemproc_async(visit.item, response=page)
 
-    @property
-    def _engine(self) -> ExecutionEngine:
-        engine = engine_of(self._crawler)
-        assert engine is not None
-        return engine
+    def _note_error(self, visit: Visit, error: Exception) -> None:
+        logger.error(
+            "An error outside the pipelines, with an item of %s: %s",
+            visit.origin,
+            text_of(error),
+            exc_info=error,
+            extra={"spider": self._crawler.spider},
+        )
+        self._crawler.stats.inc_value("deferkit/items/errors")

@@ -413,7 +413,7 @@ class _Wait(Started):
         self._log(
             logging.WARNING,
             "An item of %s has been in the pipelines for %g s, now in %s%s",
-            self.visit.page_url or "start()",
+            self.visit.origin,
             seconds,
             self.step,
             f"; it fails after {timeout:g} s (DEFERKIT_ITEM_TIMEOUT)" if timeout else "",

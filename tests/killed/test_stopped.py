@@ -125,7 +125,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_dead_letter(
     begin(job)
     filler = fill(small_disk)
     job.let_go()
-    assert job.wait_until(has_logged(job, "make room on the disk")), job.log
+    assert job.wait_until(has_logged(job, "Trying again")), job.log
     filler.unlink()
     assert job.wait() == 0
     assert job.reason == "finished"
