@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Coroutine
 from contextvars import ContextVar
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -30,7 +31,6 @@ from twisted.python.failure import Failure
 
 from ._runtime import (
     CANCELLED,
-    Started,
     begin,
     call_soon,
     is_awaitable,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         AsyncIterator,
         Awaitable,
         Callable,
-        Coroutine,
+        Generator,
         Iterable,
         Iterator,
         Sequence,
@@ -94,9 +94,20 @@ def _is_deferred(value: object) -> bool:
     return type(value) is not _COROUTINE and isinstance(value, Deferred)
 
 
+def is_special(value: object) -> bool:
+    """Check whether *value* may be pending, is a Failure, or is ``None``."""
+    try:
+        return _KINDS[type(value)] != _VALUE
+    except KeyError:
+        return _learn(type(value)) != _VALUE
+
+
 def is_pending(value: object) -> bool:
     """Tell whether *value* stands for a result that is awaited: a Deferred or any awaitable."""
-    kind = _kind_of(value)
+    try:
+        kind = _KINDS[type(value)]
+    except KeyError:
+        kind = _learn(type(value))
     return kind == _PENDING or (kind == _GENERATOR and is_awaitable(value))
 
 
@@ -368,14 +379,14 @@ def watch_waits(waits: Waits | None) -> Waits | None:
     return before
 
 
-def note_wait(steps: Steps, left: Iterator[Callback] | None = None) -> Callback:
-    """Note that one of *steps* waits; return what takes the note away, and passes a result on.
+def note_wait(steps: Steps, left: Iterator[Callback] | None = None) -> Callback | None:
+    """Note that the last of *steps* but those *left* waits, if anybody watches.
 
-    It is the last of the *steps* but those *left*.
+    Returns what takes the note away, and passes a result on.
     """
     waits = _waits.get()
     if waits is None:
-        return _pass_on
+        return None
     key = iter(()) if left is None else left
     waits[key] = steps
 
@@ -384,10 +395,6 @@ def note_wait(steps: Steps, left: Iterator[Callback] | None = None) -> Callback:
         return result
 
     return forget
-
-
-def _pass_on(result: Any) -> Any:
-    return result
 
 
 def waiting_in(waits: Waits) -> str | None:
@@ -586,24 +593,48 @@ END: Final = object()
 """What :meth:`Iteration.next` returns when there is nothing more."""
 
 _TURN: Final = object()
-_FULL: Final = object()
 _SLICE = 0.01  # seconds after which the loop gets a turn
 
 
-class _Worker:
-    """A coroutine that awaits one result of a call after the other."""
+class _Worker(Coroutine[Any, Any, None]):
+    """What awaits one result of a call after the other, and sees whether they suspend."""
 
-    __slots__ = ("coroutine", "pending", "running")
+    __slots__ = ("_coroutine", "_is_yielding", "_iteration", "holds_lead", "pending", "running")
 
-    coroutine: Any
-    running: Any
+    running: Any  # the task or Deferred that it runs in
 
-    def __init__(self, pending: Any) -> None:
+    def __init__(self, iteration: Iteration, pending: Any, face: Face, holds_lead: bool) -> None:
         self.pending = pending  # until it has begun
+        self.holds_lead = holds_lead  # for as long as what it awaits has not suspended
+        self._iteration = iteration
+        self._is_yielding = False
+        self._coroutine: Any = iteration._work(self, face)
+
+    def send(self, value: Any) -> Any:
+        return self._yielded(self._coroutine.send(value))
+
+    def throw(self, *error: Any) -> Any:
+        return self._yielded(self._coroutine.throw(*error))
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        raise NotImplementedError
+
+    def _yielded(self, waiting: Any) -> Any:
+        if self.holds_lead:
+            self.holds_lead = False
+            self._is_yielding = True
+            self._iteration._give_up_lead()
+            self._is_yielding = False
+            if self._iteration.is_cancelled and isinstance(waiting, Deferred):
+                waiting.cancel()
+        return waiting
 
     def cancel(self) -> None:
-        """Cancel what it awaits; nothing is done to one that runs, which sees to it itself."""
-        if self.coroutine.cr_running:
+        """Cancel what it awaits; one that runs sees to it itself."""
+        if self._coroutine.cr_running or self._is_yielding:
             return
         if self.pending is not None:
             _discard(self.pending)
@@ -733,11 +764,14 @@ class Iteration:
                 try:
                     element = await face.wait(anext(self._source))
                     if isinstance(element, Failure):
-                        element.raiseException()
+                        assert element.value is not None
+                        raise element.value
                 except StopAsyncIteration:
                     self._is_over = True
                     break
-                except (GeneratorExit, *CANCELLED):
+                except GeneratorExit:
+                    raise
+                except CANCELLED:
                     raise
                 except BaseException as error:
                     self._fail(error)
@@ -745,18 +779,18 @@ class Iteration:
                 if self._is_over:
                     break
                 elements = (element,)
-            pending = self._work_on(elements, free)
-            if pending is _FULL:
-                break
-            if pending is _TURN:
+            if monotonic() >= self._until:
                 await face.turn()
                 self._until = monotonic() + _SLICE
-            elif pending is not None:
+            pending = self._work_on(elements, free)
+            if pending is not None and pending is not _TURN:
                 return pending
-            elif self._passed is not END:
+            if pending is None and (
+                not self._is_async
+                or self._passed is not END
+                or len(self._workers) - free >= self.count
+            ):
                 break
-            elif not self._is_async:
-                self._is_over = True
         self._is_led = False
         return None
 
@@ -774,7 +808,7 @@ class Iteration:
                     if (kind == _PENDING or is_awaitable(result)) and not self._has_ended(result):
                         return result
                     if len(self._workers) - free >= self.count:
-                        return _FULL
+                        return None
                 elif result is PASSED:
                     self._passed = element
                     return None
@@ -782,6 +816,8 @@ class Iteration:
                     return None
                 if monotonic() >= self._until:
                     return _TURN
+            if not self._is_async:
+                self._is_over = True
         except BaseException as error:
             self._fail(error)
         return None
@@ -807,48 +843,37 @@ class Iteration:
         self._fail(failure.value)
 
     def _begin(self, pending: Any, face: Face) -> None:
-        worker = _Worker(pending)
+        worker = _Worker(self, pending, face, self._is_led)
         self._workers[worker] = None
-        worker.coroutine = self._work(worker, face, self._is_led)
-        worker.running = face.begin(worker.coroutine)
+        worker.running = face.begin(worker)
 
-    async def _work(self, worker: _Worker, face: Face, leads: bool) -> None:
+    async def _work(self, worker: _Worker, face: Face) -> None:
         pending, worker.pending = worker.pending, None
         try:
             while pending is not None:
-                if leads and len(self._workers) < self.count and type(pending) is _COROUTINE:
-                    # There is room: if this one suspends, another may begin.
-                    try:
-                        waiting = pending.send(None)
-                    except StopIteration as done:
-                        result = done.value
-                    else:
-                        leads = False
-                        started = Started(pending, waiting)
-                        self._give_up_lead()
-                        if self.is_cancelled:
-                            started.cancel()
-                        result = await started
+                if self.is_cancelled:
+                    _discard(pending)
+                    return
+                if face is COROUTINE and type(pending) is _COROUTINE:
+                    result = await pending
                 else:
-                    if leads:
-                        leads = False
-                        self._give_up_lead()
-                    if self.is_cancelled:
-                        _discard(pending)
-                        return
                     result = await face.wait(pending)
                 if isinstance(result, Failure):
                     result.raiseException()
-                if not self._workers_lead:
-                    if leads:
-                        self._give_up_lead()
-                    return
-                if not leads:
-                    if not self._may_lead or len(self._workers) > self.count:
-                        return
-                    leads = True
+                if worker.holds_lead:
+                    worker.holds_lead = self._is_led = False
+                elif not self._is_led:  # the loop has had a turn
                     self._until = monotonic() + _SLICE
-                pending = await self._lead(face, 1)
+                if not (self._workers_lead and self._may_lead) or len(self._workers) > self.count:
+                    return
+                self._is_led = True
+                pending = _TURN if self._is_async else self._work_on(self._source, 1)
+                if pending is _TURN:
+                    pending = await self._lead(face, 1)
+                if pending is None:
+                    self._is_led = False
+                else:
+                    worker.holds_lead = True
         except GeneratorExit:  # the loop is torn down
             self._wake = None
             raise

@@ -240,7 +240,8 @@ class Timeout(Policy):
                 try:
                     result = await self._within_time(to_deferred(result))
                 finally:
-                    forget(None)
+                    if forget is not None:
+                        forget(None)
             if isinstance(result, Failure):
                 result.raiseException()
             if result is None:
@@ -394,7 +395,8 @@ class Tap(Policy):
             try:
                 result = await settled(to_deferred(result))
             finally:
-                forget(None)
+                if forget is not None:
+                    forget(None)
             if isinstance(result, Failure) and result.check(*CANCELLED):
                 raise cancelled_from_within(result.value)
         await resolve(result)

@@ -20,6 +20,7 @@ from ._engine import (
     cancel_and_wait,
     cancel_once,
     is_pending,
+    is_special,
     not_stopping,
     note_wait,
     resolve,
@@ -256,7 +257,9 @@ class Parallel(Stack):
         except BaseException:
             return fail(Failure())
         if is_pending(result):
-            result = to_deferred(result).addErrback(fail).addBoth(note_wait(calls))
+            result = to_deferred(result).addErrback(fail)
+            if (forget := note_wait(calls)) is not None:
+                result.addBoth(forget)
             running.append(result)
         return fail(result) if isinstance(result, Failure) else result
 
@@ -398,6 +401,9 @@ class _Elements:
             result = self._call(element, *self._args, **self._kwargs)
         except BaseException:
             return self._end(position, before, Failure())
+        if not is_special(result):
+            self.outcomes[position] = result
+            return None
         if is_pending(result):
             return self._wait(position, before, result)
         return self._end(position, before, result)
@@ -405,28 +411,27 @@ class _Elements:
     async def _wait(self, position: int, before: Any, pending: Any) -> None:
         forget = note_wait(self._each._calls)
         try:
-            result = await self._result_of(pending)
-        finally:
-            forget(None)
-        handling = self._end(position, before, result)
-        if handling is not None:
-            await handling
-
-    async def _result_of(self, pending: Any) -> Any:
-        """Wait for *pending*; return its result or its Failure, unless all is cancelled."""
-        result = pending
-        try:
-            while is_pending(result):
-                result = await COROUTINE.wait(result)
+            result = await COROUTINE.wait(pending)
+            while is_special(result) and is_pending(result):
+                pending = result
+                result = await COROUTINE.wait(pending)
         except GeneratorExit:  # nothing can be waited for any more
             raise
         except BaseException:
             if self.iteration.is_cancelled:
-                if isinstance(result, Deferred):
-                    await cancel_and_wait([result])
+                if isinstance(pending, Deferred):
+                    await cancel_and_wait([pending])
                 raise
-            return Failure()
-        return result
+            result = Failure()
+        finally:
+            if forget is not None:
+                forget(None)
+        if not is_special(result):
+            self.outcomes[position] = result
+            return
+        handling = self._end(position, before, result)
+        if handling is not None:
+            await handling
 
     def _end(self, position: int, before: Any, result: Any) -> Coroutine[Any, Any, None] | None:
         """Take the *result* of an element; return what has to be awaited where an errback is."""
@@ -447,8 +452,14 @@ class _Elements:
         return None
 
     async def _handled(self, position: int, handling: Coroutine[Any, Any, Any]) -> None:
-        result = await self._result_of(handling)
-        self.outcomes[position] = _as_failure(result) if isinstance(result, Failure) else result
+        try:
+            self.outcomes[position] = await handling
+        except GeneratorExit:
+            raise
+        except BaseException:
+            if self.iteration.is_cancelled:
+                raise
+            self.outcomes[position] = _as_failure(Failure())
 
 
 class Route(Stack):
