@@ -776,8 +776,6 @@ class Iteration:
                 except BaseException as error:
                     self._fail(error)
                     break
-                if self._is_over:
-                    break
                 elements = (element,)
             if monotonic() >= self._until:
                 await face.turn()
@@ -799,6 +797,8 @@ class Iteration:
         call = self._call
         try:
             for element in elements:
+                if self._is_over:  # it was stopped while this one was taken
+                    return None
                 result = call(element)
                 try:
                     kind = _KINDS[type(result)]
@@ -811,8 +811,6 @@ class Iteration:
                         return None
                 elif result is PASSED:
                     self._passed = element
-                    return None
-                if self._is_over:
                     return None
                 if monotonic() >= self._until:
                     return _TURN

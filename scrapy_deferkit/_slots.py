@@ -68,10 +68,11 @@ class Slots:
     def release(self) -> None:
         """Give a slot back."""
         self.taken -= 1
-        self._last_end = now()
-        if self._waiting and self._giving is None:
-            # On a turn of its own: the next item begins, and may end, before this returns.
-            self._giving = Timer(0, self._give)
+        if self._waiting:
+            self._last_end = now()
+            if self._giving is None:
+                # On a turn of its own: the next item begins, and may end, before this returns.
+                self._giving = Timer(0, self._give)
 
     def _give(self) -> None:
         self._giving = None

@@ -76,7 +76,7 @@ class Visit:
         self.page_url = page_url
         self.letter = letter
         self._as_entered = None if delivery is None or letter is not None else delivery.copy(item)
-        self._release: Callable[[], object] | None = None
+        self._release: Callable[[Visit], object] | None = None
         self.is_taken = self.has_left = self.asks = False
 
     @classmethod
@@ -96,16 +96,16 @@ class Visit:
         """What the item comes from, for messages."""
         return self.page_url or "no page"
 
-    def holds(self, release: Callable[[], object]) -> None:
-        """Call *release* once, when the item leaves its stage."""
+    def holds(self, release: Callable[[Visit], object]) -> None:
+        """Call *release* with this visit once, when the item leaves its stage."""
         self._release = release
 
     def leave(self) -> None:
         """Leave the stage: whatever is done for the item from now on needs no slot."""
-        self.has_left = True
-        if self._release is not None:
-            release, self._release = self._release, None
-            release()
+        if not self.has_left:
+            self.has_left = True
+            if self._release is not None:
+                self._release(self)
 
     def done(self) -> None:
         """End as scraped or dropped: a letter that was replayed is delivered."""

@@ -219,7 +219,7 @@ class ItemGate:
 
     async def _process(self, visit: Visit, response: Any, is_start: bool) -> None:
         """Process an item that has a slot."""
-        visit.holds(partial(self._release, visit))
+        visit.holds(self._release)
         current_visit.set(visit)
         self._crawl.items.begin()
         try:

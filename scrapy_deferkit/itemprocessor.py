@@ -185,7 +185,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
         visit = Visit.taken(item)
         if is_unannounced := visit is None:
             visit = Visit(self._delivery, PIPELINES, item, None)
-        self._items.begin()
+            self._items.begin()
         wait: _Wait | None = None
         left: Iterator[Any]
         calls: Iterator[Callable[[Any], Any]]
@@ -232,9 +232,10 @@ class DeferKitItemProcessor(ItemPipelineManager):
             return value
         finally:
             visit.leave()
-            self._items.end()
-            if is_unannounced and self._looking is None:
-                self._look()
+            if is_unannounced:
+                self._items.end()
+                if self._looking is None:
+                    self._look()
 
     def _fold(self) -> None:
         for pipeline in self._pipelines:
