@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from ._engine import Outstanding
+from .exceptions import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     Observer = Callable[[Any, str, Callable[..., Any]], Callable[..., Any]]
 
 _SLOT = "_deferkit"
+
+logger = logging.getLogger(__name__)
 
 
 class Crawl:
@@ -36,6 +40,12 @@ class Crawl:
         self.items = Outstanding()
         """The items that have entered and not ended."""
 
+        self.ended = 0
+        """How many have ended, and are scraped, dropped or failed."""
+
+        self.on_failed: Callable[[], object] | None = None
+        """Called at each failure, before its dead letter is written."""
+
 
 def crawl_of(crawler: Crawler) -> Crawl:
     """Return what is shared in the crawl of *crawler*."""
@@ -44,3 +54,16 @@ def crawl_of(crawler: Crawler) -> Crawl:
     if known is None:
         known = vars(crawler)[_SLOT] = Crawl()
     return known
+
+
+def count(crawler: Crawler, what: str) -> None:
+    """Count *what* in the stats of the crawl; what a collector that is down raises is logged."""
+    try:
+        crawler.stats.inc_value(f"deferkit/{what}")
+    except Exception as error:
+        logger.error(
+            "Could not count deferkit/%s: %s",
+            what,
+            text_of(error),
+            extra={"spider": getattr(crawler, "spider", None)},
+        )

@@ -776,7 +776,7 @@ class Iteration:
                 except BaseException as error:
                     self._fail(error)
                     break
-                elements = (element,)
+                elements = () if self._has_stopped() else (element,)
             if monotonic() >= self._until:
                 await face.turn()
                 self._until = monotonic() + _SLICE
@@ -797,8 +797,6 @@ class Iteration:
         call = self._call
         try:
             for element in elements:
-                if self._is_over:  # it was stopped while this one was taken
-                    return None
                 result = call(element)
                 try:
                     kind = _KINDS[type(result)]
@@ -811,6 +809,8 @@ class Iteration:
                         return None
                 elif result is PASSED:
                     self._passed = element
+                    return None
+                if self._is_over:
                     return None
                 if monotonic() >= self._until:
                     return _TURN
@@ -884,6 +884,9 @@ class Iteration:
             del self._workers[worker]
             if not self._workers or self._passed is not END or not self._workers_lead:
                 self._wake_up()
+
+    def _has_stopped(self) -> bool:
+        return self._is_over
 
     @property
     def _may_lead(self) -> bool:

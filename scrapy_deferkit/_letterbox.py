@@ -13,6 +13,7 @@ from urllib.parse import quote
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ._crawl import count
 from ._engine import Gate, resolve
 from ._imports import import_in_thread
 from ._lifecycle import close_spider
@@ -104,7 +105,7 @@ class LetterBox:
         self._add("delivered", letter_id).addErrback(self._log_not_removed, letter_id)
 
     def _log_not_removed(self, failure: Failure, letter_id: str) -> None:
-        self._crawler.stats.inc_value("deferkit/replay/not_removed")
+        count(self._crawler, "replay/not_removed")
         logger.error(
             "The dead letter %s was delivered and could not be removed: %s",
             letter_id,
@@ -220,7 +221,7 @@ class LetterBox:
 
         Closes the crawl if it was not this letter but the store: the others would be lost too.
         """
-        self._crawler.stats.inc_value("deferkit/items/not_dead_lettered")
+        count(self._crawler, "items/not_dead_lettered")
         logger.critical(
             "A failed item could not be kept as a dead letter: %s This is all that is left of the "
             "item: %s",

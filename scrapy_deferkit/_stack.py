@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from scrapy.exceptions import CloseSpider, DropItem
 from twisted.internet.defer import DeferredLock
 
-from ._crawl import crawl_of
+from ._crawl import count, crawl_of
 from ._engine import Steps, granted
 from ._runtime import CANCELLED, is_asked_for
 from .defer import process_chain_async
@@ -111,7 +111,7 @@ class Stack:
     def _count(self, what: str) -> None:
         """Count *what* in the crawl's stats, under this stack's path."""
         if self._crawler is not None:
-            self._crawler.stats.inc_value(f"deferkit/{self.path}/{what}")
+            count(self._crawler, f"{self.path}/{what}")
 
     def _log(
         self, level: int, message: str, *args: object, exc_info: BaseException | None = None

@@ -16,7 +16,7 @@ from scrapy.utils.python import global_object_name
 from twisted.python.failure import Failure
 
 from ._config import Config
-from ._crawl import crawl_of
+from ._crawl import count, crawl_of
 from ._engine import resolve, shield
 from ._letterbox import LetterBox
 from .codec import Codec, Encoded
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from scrapy.crawler import Crawler
 
+    from ._crawl import Crawl
     from ._letters import DeadLetter, Failed
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Visit:
 
     __slots__ = (
         "_as_entered",
-        "_delivery",
+        "_crawl",
         "_release",
         "asks",
         "has_left",
@@ -64,18 +65,19 @@ class Visit:
 
     def __init__(
         self,
-        delivery: Delivery | None,
+        crawl: Crawl,
         stage: str,
         item: Any,
         page_url: str | None,
         letter: DeadLetter | None = None,
     ) -> None:
-        self._delivery = delivery
+        self._crawl = crawl
         self.stage = stage if letter is None else letter.stage
         self.item = item
         self.page_url = page_url
         self.letter = letter
-        self._as_entered = None if delivery is None or letter is not None else delivery.copy(item)
+        is_kept = letter is None and crawl.delivery is not None
+        self._as_entered = crawl.delivery.copy(item) if is_kept else None
         self._release: Callable[[Visit], object] | None = None
         self.is_taken = self.has_left = self.asks = False
 
@@ -109,16 +111,21 @@ class Visit:
 
     def done(self) -> None:
         """End as scraped or dropped: a letter that was replayed is delivered."""
-        if self.letter is not None and self._delivery is not None:
-            self._delivery.delivered(self.letter)
+        self._crawl.ended += 1
+        if self.letter is not None:
+            self._crawl.delivery.delivered(self.letter)
 
     async def failed(self, error: Exception) -> None:
         """End as failed with *error*; returns when the dead letter is durable.
 
         Whoever waits for that may be cancelled; the letter is written all the same.
         """
-        if self._delivery is not None:
-            await resolve(shield(self._delivery.keep(self, error)))
+        crawl = self._crawl
+        crawl.ended += 1
+        if crawl.on_failed is not None:
+            crawl.on_failed()
+        if crawl.delivery is not None:
+            await resolve(shield(crawl.delivery.keep(self, error)))
 
     def encoded(self, encode: Callable[[Any], Encoded]) -> Encoded:
         """Return the item as it entered, in its stored form."""
@@ -187,7 +194,7 @@ class Delivery:
 
     def delivered(self, letter: DeadLetter) -> None:
         """Remove *letter*, whose item was scraped or dropped."""
-        self._count("replay/delivered")
+        count(self.crawler, "replay/delivered")
         self.letters.delivered(letter.id)
 
     async def keep(self, visit: Visit, error: Exception) -> None:
@@ -200,7 +207,7 @@ class Delivery:
             return
         finally:
             visit.leave()
-        self._count("items/dead_lettered" if visit.letter is None else "replay/failed")
+        count(self.crawler, "items/dead_lettered" if visit.letter is None else "replay/failed")
         await self.crawler.signals.send_catch_log_async(
             item_dead_lettered,
             item=visit.item,
@@ -239,12 +246,6 @@ class Delivery:
             await self.letters.give_up_leases()
         await self.letters.close()
         crawl_of(self.crawler).delivery = None
-
-    def _count(self, what: str) -> None:
-        try:
-            self.crawler.stats.inc_value(f"deferkit/{what}")
-        except Exception as error:  # of a stats collector that is down: the item has ended
-            self._log(logging.ERROR, "The stats have failed: %s", text_of(error))
 
     def _log(self, level: int, message: str, *args: object) -> None:
         logger.log(level, message, *args, extra={"spider": self.crawler.spider})

@@ -11,7 +11,7 @@ from scrapy import signals
 from scrapy.http import Request, Response
 
 from ._config import Config
-from ._crawl import crawl_of
+from ._crawl import count, crawl_of
 from ._ends import end_as_failed, spawn_ending
 from ._engine import END, PASSED, Iteration
 from ._lifecycle import close_spider, log_failed_close
@@ -149,7 +149,7 @@ class ItemGate:
             if isinstance(output, Request):
                 return PASSED
             is_visit = isinstance(output, Visit)
-            visit = output if is_visit else Visit(self._crawl.delivery, PIPELINES, output, page_url)
+            visit = output if is_visit else Visit(self._crawl, PIPELINES, output, page_url)
             if self._slots.take():
                 return self._process(visit, response, is_start)
             iteration.pause()
@@ -204,7 +204,7 @@ class ItemGate:
             self._asking += 1
 
     def _on_overdrawn(self) -> None:
-        self._crawler.stats.inc_value("deferkit/slot/overdrawn")
+        count(self._crawler, "slot/overdrawn")
         if not self._has_overdrawn:
             self._has_overdrawn = True
             logger.warning(
@@ -252,4 +252,4 @@ class ItemGate:
             exc_info=error,
             extra={"spider": self._crawler.spider},
         )
-        self._crawler.stats.inc_value("deferkit/items/errors")
+        count(self._crawler, "items/errors")

@@ -10,7 +10,6 @@ from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from scrapy import signals
 from scrapy.exceptions import CloseSpider, DropItem
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.pipelines.media import MediaPipeline
@@ -20,9 +19,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from ._config import Config
-from ._crawl import crawl_of
+from ._crawl import Crawl, count, crawl_of
 from ._engine import (
-    Outstanding,
     advance,
     is_pending,
     not_stopping,
@@ -101,10 +99,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
         self._timeout = config.item_timeout
         self._watchdog: Watchdog[_Wait] = Watchdog(self._timeout)
         self._limit = config.max_failed_items
-        self._ended = 0
         self._failures: deque[int] = deque()
         self._delivery: Delivery | None = None
-        self._items = Outstanding() if crawler is None else crawl_of(crawler).items
+        self._crawl = Crawl() if crawler is None else crawl_of(crawler)
         self._looking: Timer | None = None
         self._publishing: Repeated | None = None
         self._publish_interval = 0.0
@@ -112,10 +109,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
             self._stats.before_reading = self._note_inside
         if crawler is not None:
             self._publish_interval = crawler.settings.getfloat("LOGSTATS_INTERVAL")
-            crawler.signals.connect(self._on_item_error, signals.item_error)
-            if self._limit is not None and self._limit.of_last is not None:
-                for signal in (signals.item_scraped, signals.item_dropped, signals.item_error):
-                    crawler.signals.connect(self._on_item_ended, signal)
+            self._crawl.on_failed = self._on_failed
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Any:
@@ -184,8 +178,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
         """
         visit = Visit.taken(item)
         if is_unannounced := visit is None:
-            visit = Visit(self._delivery, PIPELINES, item, None)
-            self._items.begin()
+            visit = Visit(self._crawl, PIPELINES, item, None)
+            self._crawl.items.begin()
         wait: _Wait | None = None
         left: Iterator[Any]
         calls: Iterator[Callable[[Any], Any]]
@@ -233,7 +227,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
         finally:
             visit.leave()
             if is_unannounced:
-                self._items.end()
+                self._crawl.items.end()
                 if self._looking is None:
                     self._look()
 
@@ -285,18 +279,16 @@ class DeferKitItemProcessor(ItemPipelineManager):
             close_spider(self.crawler, error.reason or "cancelled")
         return error
 
-    def _on_item_ended(self) -> None:
-        self._ended += 1
-
-    def _on_item_error(self) -> None:
+    def _on_failed(self) -> None:
         crawler, limit = self.crawler, self._limit
         assert crawler is not None
-        crawler.stats.inc_value("deferkit/items/failed")
+        count(crawler, "items/failed")
         if limit is None:
             return
-        self._failures.append(self._ended)
+        ended = self._crawl.ended
+        self._failures.append(ended)
         if limit.of_last is not None:
-            while self._failures[0] <= self._ended - limit.of_last:
+            while self._failures[0] <= ended - limit.of_last:
                 self._failures.popleft()
         if len(self._failures) == limit.items:
             logger.error(
@@ -322,7 +314,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
 
         Raises one :exc:`~scrapy_deferkit.exceptions.ClosingError` that carries all failures.
         """
-        await self._items.until_none()  # Scrapy before 2.19 does not wait for those of start()
+        # Scrapy before 2.19 does not wait for those of start().
+        await self._crawl.items.until_none()
         self._watchdog.stop()
         errors: list[BaseException] = []
         try:

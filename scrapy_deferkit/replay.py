@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
 
-from ._crawl import crawl_of
+from ._crawl import count, crawl_of
 from ._ends import end_as_failed
 from ._runtime import Timer, now, sleep, spawn
 from ._scrapy import engine_of, is_closing
@@ -79,8 +79,8 @@ class Replay:
         self._renew_later()
         try:
             async for letter in self._letters():
-                self._crawler.stats.inc_value("deferkit/replay/taken")
-                visit = Visit(self._delivery, letter.stage, None, letter.page_url, letter)
+                count(self._crawler, "replay/taken")
+                visit = Visit(crawl_of(self._crawler), letter.stage, None, letter.page_url, letter)
                 self._held[letter.id] = visit
                 try:
                     visit.item = self._read(letter)
@@ -179,7 +179,7 @@ class Replay:
             )
 
     def _has_failed(self, error: BaseException) -> None:
-        self._crawler.stats.inc_value("deferkit/replay/errors")
+        count(self._crawler, "replay/errors")
         self._log("Dead letters could not be taken; they stay as they are: %s", error)
 
     def _log(self, message: str, *args: object) -> None:

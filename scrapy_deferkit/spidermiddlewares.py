@@ -76,12 +76,12 @@ class StackSpiderMiddleware:
         """Yield the output of the spider, with the items as the stack made them."""
         inside: dict[Visit, None] = {}  # the items that have come in and have not ended or left
         self._inside[id(inside)] = response, inside
-        delivery = crawl_of(self._crawler).delivery
+        crawl = crawl_of(self._crawler)
 
         def process(output: Any) -> Any:
             if output is None or isinstance(output, Request):
                 return None, output
-            visit = Visit(delivery, SPIDER_STACK, output, response.url)
+            visit = Visit(crawl, SPIDER_STACK, output, response.url)
             inside[visit] = None
             return to_deferred(self._process(visit, inside, response))
 
