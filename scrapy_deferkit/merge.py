@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import sys
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from scrapy.item import Item
 
@@ -16,61 +16,91 @@ from .exceptions import DeferKitError, MergeConflict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+_T = TypeVar("_T")
+
 _MISSING = object()
 
 ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 """What most values are, and is its own copy: told at a glance."""
 
+_LEVELS = 20
+"""What is nested deeper, or in a cycle, is copied and looked through without recursion."""
+
 
 def copy_item(item: Any) -> Any:
     """Copy *item*, and the lists, dicts, sets and items in it, recursively; share all else.
 
-    Constructors, converters and validators do not run again. Any value may be given; one that is
-    none of these is its own copy.
+    Constructors, converters and validators do not run again. Any value may be given, nested to any
+    depth, and nothing is raised: a value that is none of these, or whose class cannot copy it, is
+    shared. A cycle in *item* is one in the copy. What is in *item* twice may be copied twice.
 
     >>> item = {"tags": ["new"], "when": object()}
     >>> copied = copy_item(item)
     >>> copied == item, copied["tags"] is item["tags"], copied["when"] is item["when"]
     (True, False, True)
     """
-    cls: type = type(item)
-    if cls in ATOMS:
-        return item
-    copier = _copier(cls)
-    return item if copier is None else copier(item)
+    try:
+        cls: type = type(item)
+        if cls in ATOMS:
+            return item
+        copier = _copier(cls)
+        return item if copier is None else copier(item, _LEVELS)
+    except Exception:  # a class may do anything when it is copied
+        return _copy_graph(item)
 
 
 def is_simple(item: Any) -> bool:
-    """Tell whether :func:`copy_item` copies all of *item* that can be changed.
+    """Check whether :func:`copy_item` copies all of *item* that can be changed.
 
-    That is so for dicts, scrapy items and dataclass items of text, numbers, lists and dicts.
+    It does for dicts, scrapy items and dataclass items of text, numbers, lists and dicts, unless
+    their class has its own way to be copied. Any value may be given; ``False`` for a cycle.
     """
-    cls: type = type(item)
-    if cls is dict:
-        return _is_simple(item)
-    if issubclass(cls, Item):
-        return _is_simple(item._values) and len(vars(item)) == 1
-    names = _field_names(cls)  # type: ignore[arg-type]  # a class is hashable
-    if names is None:
+    try:
+        cls: type = type(item)
+        if cls is dict:
+            return _is_simple(item, _LEVELS)
+        names = _simple_names(cls)
+        if names is None:
+            return False
+        values = vars(item)
+        if names is _ITEM_NAMES:
+            return len(values) == 1 and _is_simple(values["_values"], _LEVELS)
+        return values.keys() == names and _is_simple(values, _LEVELS)
+    except Exception:  # a class may do anything when its instance is read
         return False
-    values = vars(item)
-    return values.keys() == names and _is_simple(values)
 
 
-def _is_simple(value: Any) -> bool:
+def _is_simple(value: Any, levels: int) -> bool:
     cls = type(value)
     if cls is dict or cls is list:
         values = value.values() if cls is dict else value
-        return ATOMS.issuperset(map(type, values)) or all(map(_is_simple, values))
+        if ATOMS.issuperset(map(type, values)):
+            return True
+        if not levels:
+            return _is_simple_tree(value)
+        levels -= 1
+        for each in values:
+            if type(each) not in ATOMS and not _is_simple(each, levels):
+                return False
+        return True
     return cls in ATOMS
 
 
-@lru_cache(maxsize=1024)
-def _field_names(cls: type) -> frozenset[str] | None:
-    """Give the fields of a dataclass whose instances have a dict; ``None`` for other classes."""
-    if not dataclasses.is_dataclass(cls) or not cls.__dictoffset__:
-        return None
-    return frozenset(field.name for field in dataclasses.fields(cls))
+def _is_simple_tree(value: Any) -> bool:
+    """Check the same without recursion; ``False`` if anything is in *value* twice."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        cls = type(value)
+        if cls is dict or cls is list:
+            if id(value) in seen:
+                return False
+            seen.add(id(value))
+            pending.extend(value.values() if cls is dict else value)
+        elif cls not in ATOMS:
+            return False
+    return True
 
 
 @cache
@@ -97,62 +127,194 @@ def _may_be_item(cls: type) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _copier(cls: type) -> Callable[[Any], Any] | None:
-    if cls is dict:
-        return _copy_plain_dict
-    if cls is list:
-        return _copy_plain_list
-    if issubclass(cls, dict):
-        return _copy_dict
-    if issubclass(cls, list):
-        return _copy_list
-    if issubclass(cls, set):
-        return copy.copy
+def _simple_names(cls: type) -> frozenset[str] | None:
+    """Return what is in the ``__dict__`` of a simple item; ``None`` if *cls* has no such items."""
     if issubclass(cls, Item):
-        return _copy_scrapy_item
-    if _may_be_item(cls) and _adapters().ItemAdapter.is_item_class(cls):
-        return _copy_fields
+        return _ITEM_NAMES if _is_copied_as(cls, Item) else None
+    if dataclasses.is_dataclass(cls) and cls.__dictoffset__ and _is_copied_as(cls, object):
+        return frozenset(field.name for field in dataclasses.fields(cls))
     return None
 
 
-def _copy_plain_dict(value: dict[Any, Any]) -> dict[Any, Any]:
+_ITEM_NAMES = frozenset({"_values"})
+
+
+def _is_copied_as(cls: type, base: type) -> bool:
+    """Check whether :func:`copy.copy` runs nothing of *cls* that *base* does not have."""
+    return all(getattr(cls, name, None) is getattr(base, name, None) for name in _COPY_HOOKS)
+
+
+_COPY_HOOKS = (
+    "__copy__",
+    "__new__",
+    "__getattr__",
+    "__getattribute__",
+    "__getnewargs__",
+    "__getnewargs_ex__",
+    "__getstate__",
+    "__setstate__",
+    "__reduce__",
+    "__reduce_ex__",
+)
+
+
+class _Kind(NamedTuple):
+    """How values of a class are copied."""
+
+    copy: Callable[[Any, int], Any]
+    """With all that is in them, so many levels deep; may raise."""
+    outer: Callable[[Any], Any]
+    """Without what is in them, which is shared."""
+    parts: Callable[[Any], Iterable[tuple[Any, Any]]]
+    """What is in them, each by a key."""
+    put: Callable[[Any, Any, Any], None]
+    """Put a part into a copy, by its key."""
+
+
+def _copy_graph(item: Any) -> Any:
+    """Copy *item* without recursion, cycles as cycles, and share what cannot be copied."""
+    copies: dict[int, tuple[Any, Any]] = {}  # no id comes twice while they are held
+    places = []
+    pending = [item]
+    while pending:
+        value = pending.pop()
+        if id(value) in copies:
+            continue
+        copied, kind, parts = value, None, []
+        try:
+            kind = _kind_of(type(value))
+            if kind is not None:
+                parts = list(kind.parts(value))
+                copied = kind.outer(value)
+        except Exception:  # a class may do anything when it is copied
+            copied = value
+        copies[id(value)] = (value, copied)
+        if kind is not None and copied is not value:
+            places += [(kind.put, copied, key, part) for key, part in parts]
+            pending += [part for _, part in parts]
+    for put, holder, key, part in places:
+        copied = copies[id(part)][1]
+        if copied is not part:
+            with suppress(Exception):  # a property without a setter, say
+                put(holder, key, copied)
+    return copies[id(item)][1]
+
+
+@lru_cache(maxsize=1024)
+def _copier(cls: type) -> Callable[[Any, int], Any] | None:
+    kind = _kind_of(cls)
+    return None if kind is None else kind.copy
+
+
+def _kind_of(cls: type) -> _Kind | None:
+    if cls is dict:
+        return _PLAIN_DICT
+    if cls is list:
+        return _PLAIN_LIST
+    if issubclass(cls, dict):
+        return _DICT
+    if issubclass(cls, list):
+        return _LIST
+    if issubclass(cls, set):
+        return _SET
+    if issubclass(cls, Item):
+        return _SCRAPY_ITEM
+    return _FIELDS if ItemAdapter.is_item_class(cls) else None
+
+
+def _copy(value: Any, levels: int) -> Any:
+    copier = _copier(type(value))  # type: ignore[arg-type]  # a class is hashable
+    return value if copier is None else copier(value, levels)
+
+
+class _NestedTooDeep(Exception):
+    """There may be a cycle."""
+
+
+def _copy_plain_dict(value: dict[Any, Any], levels: int) -> dict[Any, Any]:
     copied = value.copy()
     if not ATOMS.issuperset(map(type, value.values())):
+        if not levels:
+            raise _NestedTooDeep
         for key, each in value.items():
-            copied[key] = copy_item(each)
+            if type(each) not in ATOMS:
+                copied[key] = _copy(each, levels - 1)
     return copied
 
 
-def _copy_plain_list(value: list[Any]) -> list[Any]:
-    return value[:] if ATOMS.issuperset(map(type, value)) else [copy_item(each) for each in value]
+def _copy_plain_list(value: list[Any], levels: int) -> list[Any]:
+    if ATOMS.issuperset(map(type, value)):
+        return value[:]
+    if not levels:
+        raise _NestedTooDeep
+    levels -= 1
+    return [each if type(each) in ATOMS else _copy(each, levels) for each in value]
 
 
-def _copy_dict(value: dict[Any, Any]) -> dict[Any, Any]:
-    copied = copy.copy(value)
-    for key, each in value.items():
-        copied[key] = copy_item(each)
+# Of subclasses, the built-in methods: their own may change what is set, or the original.
+
+
+def _copy_dict(value: dict[Any, Any], levels: int) -> dict[Any, Any]:
+    if not levels:
+        raise _NestedTooDeep
+    copied = _copy_outer(value)
+    if copied is not value:
+        for key, each in dict.items(value):
+            if type(each) not in ATOMS:
+                dict.__setitem__(copied, key, _copy(each, levels - 1))
     return copied
 
 
-def _copy_list(value: list[Any]) -> list[Any]:
-    copied = copy.copy(value)
-    copied[:] = [copy_item(each) for each in value]
+def _copy_list(value: list[Any], levels: int) -> list[Any]:
+    copied = _copy_outer_list(value)
+    if copied is not value:
+        list.__setitem__(copied, slice(None), _copy_plain_list(list.copy(value), levels))
     return copied
 
 
-def _copy_scrapy_item(item: Item) -> Item:
+def _copy_outer_list(value: list[Any]) -> list[Any]:
+    copied = _copy_outer(value)
+    if copied is not value:
+        list.__setitem__(copied, slice(None), list.copy(value))
+    return copied
+
+
+def _copy_set(value: set[Any], levels: int) -> set[Any]:
+    return _copy_outer(value)
+
+
+def _copy_scrapy_item(item: Item, levels: int) -> Item:
     # Not Item.copy(): it calls the constructor again, which a subclass may have changed.
-    copied = copy.copy(item)
-    copied._values = {key: copy_item(each) for key, each in item.items()}
+    copied = _copy_outer(item)
+    if copied is not item:
+        vars(copied)["_values"] = _copy_plain_dict(item._values, levels)
     return copied
 
 
-def _copy_fields(item: Any) -> Any:
-    copied = copy.copy(item)
-    for field, value in _fields(item).items():
-        value_copy = copy_item(value)
-        if value_copy is not value:
-            _force_field(copied, field, value_copy)
+def _copy_outer_scrapy_item(item: Item) -> Item:
+    copied = _copy_outer(item)
+    if copied is not item:
+        vars(copied)["_values"] = item._values.copy()
+    return copied
+
+
+def _copy_fields(item: Any, levels: int) -> Any:
+    if not levels:
+        raise _NestedTooDeep
+    copied = _copy_outer(item)
+    if copied is not item:
+        for field, value in _fields(item).items():
+            if type(value) not in ATOMS:
+                value_copy = _copy(value, levels - 1)
+                if value_copy is not value:
+                    _force_field(copied, field, value_copy)
+    return copied
+
+
+def _copy_outer(value: _T) -> _T:
+    copied = copy.copy(value)
+    if not isinstance(value, type(copied)):
+        raise TypeError("a copy of another type")
     return copied
 
 
@@ -179,6 +341,24 @@ def _force_field(item: Any, field: str, value: Any) -> None:
 
 def _is_pydantic(item: Any) -> bool:
     return hasattr(type(item), "model_copy")
+
+
+def _list_parts(value: list[Any]) -> Iterable[tuple[int, Any]]:
+    return enumerate(list.__iter__(value))
+
+
+_PLAIN_DICT = _Kind(_copy_plain_dict, dict.copy, dict.items, dict.__setitem__)
+_PLAIN_LIST = _Kind(_copy_plain_list, list.copy, _list_parts, list.__setitem__)
+_DICT = _PLAIN_DICT._replace(copy=_copy_dict, outer=_copy_outer)
+_LIST = _PLAIN_LIST._replace(copy=_copy_list, outer=_copy_outer_list)
+_SET = _Kind(_copy_set, _copy_outer, lambda value: (), lambda copied, key, part: None)
+_SCRAPY_ITEM = _Kind(
+    _copy_scrapy_item,
+    _copy_outer_scrapy_item,
+    lambda item: item._values.items(),
+    lambda copied, field, value: copied._values.__setitem__(field, value),
+)
+_FIELDS = _Kind(_copy_fields, _copy_outer, lambda item: _fields(item).items(), _force_field)
 
 
 def merge_changes(item: Any, results: Sequence[Any]) -> Any:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import attrs
+import itemadapter
 import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scrapy_deferkit import MergeConflict, copy_item, keep_item, merge_changes
-from scrapy_deferkit.merge import set_fields
+from scrapy_deferkit.merge import is_simple, set_fields
 
+from . import codec_items as shop
 from .items import KINDS, Dataclass, FrozenAttrs, ScrapyItem
 
 pytestmark = pytest.mark.no_runtime
@@ -94,6 +97,220 @@ def test_a_copied_model_remembers_which_fields_were_set() -> None:
         tags: list[str] = ["default"]
 
     assert copy_item(Model()).model_dump(exclude_unset=True) == {}
+
+
+# ------------------------------------------------------------------- cycles, depth, what raises
+
+
+def holder_of_itself(kind: Any) -> Any:
+    item = kind(title="A", tags=[])
+    tags = value_of(item, "tags")  # a model has made a list of its own
+    tags += [item, {"holder": tags}]
+    return item
+
+
+def nested(kind: Any, levels: int) -> Any:
+    item = kind(title="A", tags=["deepest"])
+    for _ in range(levels):
+        item = kind(title="A", tags=[item])
+    return item
+
+
+@all_kinds
+def test_an_item_that_holds_itself_is_copied_as_one_that_does(kind: Any) -> None:
+    item = holder_of_itself(kind)
+    copied = copy_item(item)
+    tags = value_of(copied, "tags")
+    assert copied is not item
+    assert type(copied) is type(item)
+    assert tags is not value_of(item, "tags")
+    assert tags[0] is copied
+    assert tags[1] == {"holder": tags} or tags[1]["holder"] is tags
+    assert value_of(item, "tags")[0] is item
+
+
+def test_a_tree_whose_children_know_their_parent_is_copied_as_one() -> None:
+    root: dict[str, Any] = {"children": [], "name": "root"}
+    root["children"] = [{"parent": root, "offers": [Dataclass("A", [root])]} for _ in range(3)]
+    copied = copy_item(root)
+    assert copied is not root
+    assert len({id(child) for child in copied["children"]}) == 3
+    for child, original in zip(copied["children"], root["children"], strict=True):
+        assert child is not original
+        assert child["parent"] is copied
+        assert child["offers"][0].tags[0] is copied
+
+
+def test_lists_and_dicts_of_any_class_may_hold_themselves() -> None:
+    class Tags(list[Any]):
+        pass
+
+    for kind in (list, Tags):
+        tags = kind(["a"])
+        tags.append(tags)
+        copied = copy_item(tags)
+        assert type(copied) is kind
+        assert copied is not tags
+        assert copied[0] == "a"
+        assert copied[1] is copied
+    row = collections.OrderedDict(first=1)
+    row["again"] = row  # type: ignore[assignment]
+    assert copy_item(row)["again"] is not row
+
+
+@all_kinds
+def test_an_item_is_copied_however_deep_it_is_nested(kind: Any) -> None:
+    levels = 100_000 if kind is dict else 3_000
+    item = nested(kind, levels)
+    copied = copy_item(item)
+    for _ in range(levels):
+        assert copied is not item
+        assert type(copied) is kind
+        ((item,), (copied,)) = value_of(item, "tags"), value_of(copied, "tags")
+    assert value_of(copied, "tags") == ["deepest"]
+    assert value_of(copied, "tags") is not value_of(item, "tags")
+
+
+@given(
+    st.recursive(
+        st.integers(),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    ),
+    st.integers(0, 40),
+)
+def test_what_is_copied_at_any_depth_is_equal_and_shares_no_container(
+    value: Any, levels: int
+) -> None:
+    for level in range(levels):
+        value = [level, value] if level % 3 else {"": value}
+    copied = copy_item(value)
+    assert copied == value
+    assert not containers(copied) & containers(value)
+
+
+def containers(value: Any) -> set[int]:
+    if not isinstance(value, (dict, list)):
+        return set()
+    inner = value.values() if isinstance(value, dict) else value
+    return {id(value)}.union(*map(containers, inner))
+
+
+def refuse(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("a class may do anything")
+
+
+def endless(item: Any, name: str) -> Any:
+    return getattr(item, f"_{name}")
+
+
+def broken(base: Any, *methods: str, **namespace: Any) -> Any:
+    """Return a class that raises in *methods*."""
+    return type(f"Broken{base.__name__}", (base,), dict.fromkeys(methods, refuse) | namespace)
+
+
+class _RefusingMeta(type):
+    __hash__ = __eq__ = __getattribute__ = refuse  # type: ignore[assignment]
+
+
+def unmade_item() -> Any:
+    item = object.__new__(ScrapyItem)  # its constructor has made none of it
+    vars(item).clear()
+    return item
+
+
+UNCOPIABLE: dict[str, Callable[[], Any]] = {
+    **{
+        f"{hook} of a {base.__name__}": lambda base=base, hook=hook: broken(base, hook)()
+        for base in (dict, list, set)
+        for hook in ("__copy__", "__reduce_ex__")
+    },
+    "dict that cannot be filled": lambda: broken(dict, "__setitem__")(a=1),
+    "list that cannot be filled": lambda: broken(list, "append", "extend")("ab"),
+    "copy that is none": lambda: broken(dict, __copy__=lambda self: None)(a=[1]),
+    "copy that is another's": lambda: broken(list, __copy__=lambda self: {})("a"),
+    "broken __getattr__": lambda: broken(Dataclass, __getattr__=endless)("A", []),
+    "dataclass": lambda: broken(Dataclass, "__copy__")("A", []),
+    "field that cannot be read": lambda: object.__new__(broken(Dataclass, title=property(refuse))),
+    "scrapy item": lambda: broken(ScrapyItem, "__copy__")(title="A"),
+    "unmade scrapy item": unmade_item,
+    "pydantic model": lambda: broken(shop.Sparse, "__copy__")(title="A"),
+}
+
+
+@pytest.mark.parametrize("name", UNCOPIABLE)
+def test_what_cannot_be_copied_is_shared_and_the_rest_is_copied(name: str) -> None:
+    value = UNCOPIABLE[name]()
+    assert copy_item(value) is value
+    assert not is_simple(value)
+    for holder in ({"tags": ["new"], "value": value}, ScrapyItem(tags=["new"], title=value)):
+        copied = copy_item(holder)
+        assert copied["tags"] == ["new"]
+        assert copied["tags"] is not holder["tags"]
+        assert next(each for each in copied.values() if each is value) is value
+        assert not is_simple(holder)
+
+
+def test_a_copy_that_is_the_item_itself_is_not_written_to() -> None:
+    tags: list[Any] = []
+    value = broken(dict, __copy__=lambda self: self)(tags=tags)
+    assert copy_item({"value": value})["value"] is value
+    assert value["tags"] is tags
+
+
+def test_a_class_that_raises_at_every_touch_is_shared() -> None:
+    value = type.__call__(_RefusingMeta("Untouchable", (), {}))
+    item = {"tags": ["new"], "value": value}
+    copied = copy_item(item)
+    assert copied["value"] is value
+    assert copied["tags"] is not item["tags"]
+    assert copy_item(value) is value
+    assert is_simple(value) is is_simple(item) is False
+
+
+def test_an_adapter_that_raises_leaves_the_item_shared() -> None:
+    class Adapter(itemadapter.adapter.AdapterInterface):
+        is_item_class = classmethod(refuse)
+        __getitem__ = __setitem__ = __delitem__ = __iter__ = __len__ = refuse
+
+    class Foreign:
+        pass
+
+    item = {"tags": ["new"], "value": Foreign()}
+    itemadapter.ItemAdapter.ADAPTER_CLASSES.append(Adapter)  # type: ignore[attr-defined]
+    try:
+        copied = copy_item(item)
+    finally:
+        itemadapter.ItemAdapter.ADAPTER_CLASSES.remove(Adapter)  # type: ignore[attr-defined]
+    assert copied["value"] is item["value"]
+    assert copied["tags"] is not item["tags"]
+
+
+def test_methods_of_an_item_of_its_own_do_not_run_for_a_copy() -> None:
+    item = broken(ScrapyItem, "items", "keys", "__iter__", "__setitem__", "__repr__")()
+    item._values = {"tags": ["new"]}
+    copied = copy_item(item)
+    assert copied is not item
+    assert copied["tags"] == ["new"]
+    assert copied["tags"] is not item["tags"]
+
+
+def test_values_that_raise_when_compared_or_shown_do_not_hinder_a_copy() -> None:
+    value = broken(object, "__eq__", "__hash__", "__repr__", "__bool__")()
+    item: dict[str, Any] = {"a": [value]}
+    item["self"] = item
+    copied = copy_item(item)
+    assert copied["self"] is copied
+    assert copied["a"] is not item["a"]
+    assert copied["a"][0] is value
+
+
+def test_items_that_hold_themselves_are_not_simple_and_deep_ones_are() -> None:
+    assert is_simple(nested(dict, 100_000))
+    assert is_simple(ScrapyItem(tags=nested(dict, 100_000)))
+    assert is_simple(Dataclass("A", [nested(dict, 100_000)]))
+    assert not is_simple(nested(lambda **fields: {**fields, "x": {1}}, 50))
+    for kind in (dict, ScrapyItem, Dataclass):
+        assert not is_simple(holder_of_itself(kind))
 
 
 @all_kinds
