@@ -182,7 +182,7 @@ def _copy_graph(item: Any) -> Any:
             continue
         copied, kind, parts = value, None, []
         try:
-            kind = _kind_of(type(value))
+            kind = _kind_of(type(value))  # type: ignore[arg-type]  # a class is hashable
             if kind is not None:
                 parts = list(kind.parts(value))
                 copied = kind.outer(value)
@@ -206,6 +206,7 @@ def _copier(cls: type) -> Callable[[Any, int], Any] | None:
     return None if kind is None else kind.copy
 
 
+@lru_cache(maxsize=1024)
 def _kind_of(cls: type) -> _Kind | None:
     if cls is dict:
         return _PLAIN_DICT
@@ -374,34 +375,36 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
     >>> merge_changes({"title": " A ", "n": 1}, [{"title": "A", "n": 1}, {"title": " A ", "n": 2}])
     {'title': 'A', 'n': 2}
     """
-    if not _is_item(item):
+    if not _has_fields(item):
         raise DeferKitError(
             f"merge_changes works on items with fields; got {_shown(item)} "
-            f"({type(item).__name__}): give the Parallel merge= that decides"
+            f"({_name(item)}): give the Parallel merge= that decides"
         )
     before = _fields(item)
     changes: dict[str, Any] = {}
+    sources: dict[str, Any] = {}
     for position, result in enumerate(results, start=1):
         if result is None or result is item:
             continue
         if type(result) is not type(item):
             raise MergeConflict(
-                f"branch {position} returned a {type(result).__name__}, and the item is a "
-                f"{type(item).__name__}: merge_changes takes items of one type, or None for no "
+                f"branch {position} returned a {_name(result)}, and the item is a "
+                f"{_name(item)}: merge_changes takes items of one type, or None for no "
                 "change; convert the item before or behind the Parallel, or give it merge="
             )
         after = _fields(result)
         for field in [*before, *(field for field in after if field not in before)]:
             value = after.get(field, _MISSING)
-            if _is_same(value, before.get(field, _MISSING)):
+            if _is_same(value, before.get(field, _MISSING), (result, item)):
                 continue
-            if field in changes and not _is_same(value, changes[field]):
+            if field in changes and not _is_same(value, changes[field], (result, sources[field])):
                 raise MergeConflict(
-                    f"two branches changed the field {field!r}, to {_shown(changes[field])} and "
-                    f"to {_shown(value)}: let one branch write each field, or give the Parallel "
-                    "merge= that decides"
+                    f"two branches changed the field {_shown(field)}, to "
+                    f"{_shown(changes[field])} and to {_shown(value)}: let one branch write each "
+                    "field, or give the Parallel merge= that decides"
                 )
             changes[field] = value
+            sources[field] = result
     deleted = [field for field, value in changes.items() if value is _MISSING]
     return set_fields(
         item, {field: it for field, it in changes.items() if it is not _MISSING}, deleted
@@ -419,8 +422,8 @@ def field_of(item: Any, field: str) -> Any:
     Raises :exc:`~scrapy_deferkit.exceptions.DeferKitError` when *item* is not an item, or is of a
     class that has no such field.
     """
-    if not _is_item(item):
-        raise DeferKitError(f"{_shown(item)} ({type(item).__name__}) is not an item with fields")
+    if not _has_fields(item):
+        raise DeferKitError(f"{_shown(item)} ({_name(item)}) is not an item with fields")
     fields = _fields(item)
     if field in fields:
         return fields[field]
@@ -428,7 +431,7 @@ def field_of(item: Any, field: str) -> Any:
     if field in known or isinstance(item, dict) or getattr(item, "__pydantic_extra__", None):
         return None
     raise DeferKitError(
-        f"{type(item).__name__} has no field {field!r}; its fields are {', '.join(known)}"
+        f"{_name(item)} has no field {_shown(field)}; its fields are {', '.join(known)}"
     )
 
 
@@ -498,28 +501,69 @@ def _takes_by_constructor(item: Any, fields: Iterable[str]) -> bool:
     )
 
 
-def _is_same(value: Any, other: Any) -> bool:
-    if value is other:
-        return True
-    if type(value) is not type(other):
-        return False
-    # What is copied is compared as it is copied: what is shared in it is the same by identity.
-    if isinstance(value, dict):
-        return value.keys() == other.keys() and all(
-            _is_same(value[key], other[key]) for key in value
-        )
-    if isinstance(value, list):
-        return len(value) == len(other) and all(map(_is_same, value, other))
-    if _is_item(value):
-        return _is_same(_fields(value), _fields(other))
+def _is_same(value: Any, other: Any, holders: tuple[Any, Any]) -> bool:
+    """Check whether two values are the same; ``False`` if they cannot be compared.
+
+    What is copied is compared as it is copied: what is shared in it is the same by identity. The
+    *holders*, where the values hold them, are taken as the same, whatever their other fields are.
+    """
+    compared = {(id(holders[0]), id(holders[1])): holders}  # no id comes twice while they are held
+    pending = [(value, other)]
     try:
-        return bool(value == other)
+        while pending:
+            value, other = pair = pending.pop()
+            if value is other:
+                continue
+            if type(value) is not type(other):
+                return False
+            if type(value) in ATOMS:
+                if value != other:
+                    return False
+            elif isinstance(value, (dict, list)) or is_item(value):
+                if (id(value), id(other)) in compared:  # as in a cycle
+                    continue
+                compared[id(value), id(other)] = pair
+                inner = _inner_pairs(value, other)
+                if inner is None:
+                    return False
+                pending += inner
+            elif not bool(value == other):  # no != of its own
+                return False
     except Exception:  # an array, say, has no one truth: take it as changed
         return False
+    return True
+
+
+def _inner_pairs(value: Any, other: Any) -> list[tuple[Any, Any]] | None:
+    """Return what is to be compared of two values of one type; ``None`` if they differ."""
+    if isinstance(value, list):
+        return list(zip(value, other, strict=True)) if len(value) == len(other) else None
+    if not isinstance(value, dict):
+        value, other = _fields(value), _fields(other)
+    if value.keys() != other.keys():
+        return None
+    return [(value[key], other[key]) for key in value]
 
 
 def _shown(value: Any) -> str:
     if value is _MISSING:
         return "nothing (deleted)"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # a class may do anything; or it is nested too deep
+        return f"<{_name(value)}>"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _name(value: Any) -> str:
+    try:
+        return type(value).__name__
+    except Exception:  # a metaclass may do anything
+        return "object"
+
+
+def _has_fields(value: Any) -> bool:
+    try:
+        return is_item(value)
+    except Exception:  # a class may do anything when it is looked at
+        return False

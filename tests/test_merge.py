@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrapy_deferkit import MergeConflict, copy_item, keep_item, merge_changes
-from scrapy_deferkit.merge import is_simple, set_fields
+from scrapy_deferkit import DeferKitError, MergeConflict, copy_item, keep_item, merge_changes
+from scrapy_deferkit.merge import field_of, is_simple, set_fields
 
 from . import codec_items as shop
 from .items import KINDS, Dataclass, FrozenAttrs, ScrapyItem
@@ -160,7 +160,7 @@ def test_lists_and_dicts_of_any_class_may_hold_themselves() -> None:
 
 @all_kinds
 def test_an_item_is_copied_however_deep_it_is_nested(kind: Any) -> None:
-    levels = 100_000 if kind is dict else 3_000
+    levels = 100_000 if kind is dict else 1_000
     item = nested(kind, levels)
     copied = copy_item(item)
     for _ in range(levels):
@@ -305,12 +305,53 @@ def test_values_that_raise_when_compared_or_shown_do_not_hinder_a_copy() -> None
 
 
 def test_items_that_hold_themselves_are_not_simple_and_deep_ones_are() -> None:
-    assert is_simple(nested(dict, 100_000))
-    assert is_simple(ScrapyItem(tags=nested(dict, 100_000)))
-    assert is_simple(Dataclass("A", [nested(dict, 100_000)]))
+    deep = nested(dict, 20_000)
+    for item in (deep, ScrapyItem(tags=deep), Dataclass("A", [deep])):
+        assert is_simple(item)
     assert not is_simple(nested(lambda **fields: {**fields, "x": {1}}, 50))
     for kind in (dict, ScrapyItem, Dataclass):
         assert not is_simple(holder_of_itself(kind))
+
+
+@all_kinds
+def test_deep_items_and_items_that_hold_themselves_are_merged(kind: Any) -> None:
+    for make in (lambda: holder_of_itself(kind), lambda: nested(kind, 500)):
+        item = make()
+        titled = set_fields(copy_item(item), {"title": "B"})
+        same, tags = copy_item(item), value_of(item, "tags")
+        merged = merge_changes(item, [titled, same])
+        assert value_of(merged, "title") == "B"
+        assert value_of(merged, "tags") is tags, "it has not changed"
+        item = make()
+        one, other = copy_item(item), copy_item(item)
+        value_of(one, "tags").append(nested(kind, 500))
+        value_of(other, "tags").append(nested(kind, 501))
+        with pytest.raises(MergeConflict, match="'tags', to .* and to "):
+            merge_changes(item, [one, other])
+
+
+def test_a_change_far_inside_an_item_that_holds_itself_is_found() -> None:
+    item = {"self": {}, "far": [[["old"]]]}
+    item["self"] = item
+    result = copy_item(item)
+    result["far"][0][0][0] = "new"
+    assert merge_changes(item, [result])["far"] == [[["new"]]]
+
+
+def test_what_cannot_be_shown_is_named_by_its_type_in_messages() -> None:
+    Unshown = broken(object, "__repr__", "__eq__")  # noqa: N806
+    with pytest.raises(MergeConflict, match="'a', to <Brokenobject> and to <Brokenobject>:"):
+        merge_changes({"a": 1}, [{"a": Unshown()}, {"a": Unshown()}])
+    with pytest.raises(DeferKitError, match="got <Brokenobject>"):
+        merge_changes(Unshown(), [])
+    with pytest.raises(DeferKitError, match="<Brokenobject> .* is not an item with fields"):
+        field_of(Unshown(), "a")
+    key = broken(object, "__repr__")()
+    with pytest.raises(MergeConflict, match="the field <Brokenobject>, to 1 and to 2"):
+        merge_changes({key: 0}, [{key: 1}, {key: 2}])
+    untouchable = broken(object, __class__=property(refuse))()
+    with pytest.raises(DeferKitError, match="is not an item with fields"):
+        field_of(untouchable, "a")
 
 
 @all_kinds
