@@ -23,7 +23,7 @@ _MISSING = object()
 ATOMS = frozenset({str, int, float, bool, bytes, type(None)})
 """What most values are, and is its own copy: told at a glance."""
 
-_LEVELS = 20
+_LEVELS = 10
 """What is nested deeper, or in a cycle, is copied and looked through without recursion."""
 
 

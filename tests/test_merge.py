@@ -171,6 +171,15 @@ def test_an_item_is_copied_however_deep_it_is_nested(kind: Any) -> None:
     assert value_of(copied, "tags") is not value_of(item, "tags")
 
 
+def test_lists_that_hold_one_list_twice_and_so_on_are_copied_in_bounds() -> None:
+    value: Any = ["innermost"]
+    for _ in range(18):
+        value = [value, value]
+    copied = copy_item(value)
+    assert copied[0] is copied[1], "there would be 262,144 of the innermost"
+    assert copied[0] is not value[0]
+
+
 @given(
     st.recursive(
         st.integers(),
