@@ -161,8 +161,12 @@ class Codec:
     def encode(self, item: Any) -> Encoded:
         """Write *item*, which is not changed; any value may be given, and nothing is raised."""
         try:
-            return _encode_plain(item) or _encode(item, self._classes)
-        except Exception as error:  # such as a dict that another thread changes
+            plain = _encode_plain(item)
+        except Exception:  # of one value: what can be stored of the others is
+            plain = None
+        try:
+            return plain or _encode(item, self._classes)
+        except Exception as error:  # such as a RecursionError, from far down the stack
             name = _name_of(type(item))
             row = {"$unstorable": name, "repr": _shown(item)}
             why = f"the item: a {name} could not be read ({type(error).__name__})"
@@ -611,7 +615,8 @@ class _Model(_Record):
         if item.__pydantic_private__:
             parts["private"] = item.__pydantic_private__
         if item.model_fields_set != parts["fields"].keys() | extra.keys():
-            parts["set"] = sorted(item.model_fields_set)
+            known = self.cls.model_fields.keys() | extra.keys()
+            parts["set"] = sorted(known & item.model_fields_set)
         return parts
 
     def build(self, parts: dict[str, Any]) -> Any:
@@ -722,10 +727,17 @@ def _is_buildable(cls: type) -> bool:
 def _name_of(cls: type) -> str:
     try:
         if cls.__module__ == "builtins":
-            return cls.__qualname__
-        return f"{cls.__module__}.{cls.__qualname__}"
+            return _storable(cls.__qualname__)
+        return _storable(f"{cls.__module__}.{cls.__qualname__}")
     except Exception:  # a metaclass may do anything
         return "class without a name"
+
+
+def _storable(text: str) -> str:
+    """Return *text* as databases take it, which is without surrogates and NUL."""
+    if type(text) is str and text.isascii() and "\0" not in text:
+        return text
+    return str.encode(text, "utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
 def _is_findable(cls: type) -> bool:
@@ -795,7 +807,7 @@ def _path(where: _Where) -> str:
 
 def _shown(value: Any) -> str:
     try:
-        return _shortener.repr(value)
+        return _storable(_shortener.repr(value))
     except Exception:  # a class may do anything
         return f"<{_name_of(type(value))}>"
 

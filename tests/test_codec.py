@@ -404,6 +404,24 @@ class Unreadable:
     __str__ = __hash__ = __eq__ = __bool__ = __repr__  # type: ignore[assignment]
 
 
+class _UnhashableMeta(type):
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Unsorted(metaclass=_UnhashableMeta):
+    """A class that is in no set and no dict."""
+
+
+class Shown:
+    """What is shown as it says."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 class _Meta(type):
     def __getattribute__(cls, name: str) -> Any:
         raise RuntimeError(name)
@@ -454,6 +472,7 @@ class OddItem(scrapy.Item):
 FORMLESS = {
     "unreadable": Unreadable,
     "unnameable": lambda: type.__call__(Unnameable),
+    "unsorted": Unsorted,
     "class": lambda: Unreadable,
     "unmade item": OddItem,
     "cycle": holder_of_itself,
@@ -508,6 +527,35 @@ def test_what_changes_while_it_is_written_is_left_out_as_a_whole() -> None:
         "holder: a dict that cannot be read (RuntimeError) has no stored form",
     )
     assert json.loads(encoded.text)["n"] == 1
+
+
+def test_one_value_that_cannot_be_looked_at_does_not_take_the_others_along() -> None:
+    encoded = CODEC.encode({"a": Unsorted(), "b": [1]})
+    assert encoded.missing == (f"a: a {__name__}.Unsorted that cannot be read (TypeError) {FORM}",)
+    assert json.loads(encoded.text)["b"] == [1]
+
+
+FORM = "has no stored form"
+
+
+def test_what_is_told_of_a_value_can_be_written_to_any_database() -> None:
+    nameless = type("Nameless", (), {})
+    nameless.__qualname__ = "Name\ud83d\x00"
+    encoded = CODEC.encode({Shown("\ud83d\x00"): nameless()})
+    assert len(encoded.missing) == 2
+    for text in (*encoded.missing, CODEC.encode(nameless()).item_type):
+        assert "\x00" not in text
+        assert text.encode()
+    assert r"\ud83d\x00" in encoded.missing[0]
+
+
+def test_names_that_a_model_does_not_have_are_not_among_those_it_was_given() -> None:
+    for names in ({"title", "other"}, {b"title"}):
+        item = shop.Sparse.model_construct(names, title="A")
+        assert back({"book": item})["book"].title == "A"
+    item = shop.Model(title="A", more=1)
+    del item.more
+    assert back(item) == item
 
 
 def test_a_value_that_is_there_twice_does_not_hold_itself() -> None:
