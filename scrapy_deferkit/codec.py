@@ -80,6 +80,16 @@ if TYPE_CHECKING:
 _DEEPEST = 100
 """Values in values: what is nested deeper has no form, so that each text can be read again."""
 
+_MOST_REPEATS = 100_000
+"""How often lists, dicts and items that are in an item already are written once more.
+
+Without a bound, a list that holds one list twice, which holds one twice, and so on, has no end.
+Each one that is left out, because it holds itself, say, counts as ten.
+"""
+
+_PLAIN_LEVELS = 10
+"""What is nested deeper is written by :class:`_Writer`, which counts what comes again."""
+
 _SHORTEST_LONG_INT = 2048
 """Bits: Python may be set to refuse decimal ints of more than 640 digits, which are 2126."""
 
@@ -284,7 +294,7 @@ def _encode_plain(item: Any) -> Encoded | None:
             return None
         opening, closing, name = kind.opening, "}", kind.name
         fields = kind.plain_fields(item)
-    if fields is None or not _is_plain(fields.values(), 20):
+    if fields is None or not _is_plain(fields.values(), _PLAIN_LEVELS):
         return None
     try:
         text = _dumps(fields)
@@ -333,6 +343,9 @@ class _Writer:
         self.missing: list[str] = []
         self._classes = classes
         self._open: set[int] = set()
+        self._begun: set[int] = set()
+        self._held: list[Any] = []
+        self._repeats = 0
 
     def write(self, value: Any, where: _Where) -> Any:
         cls = type(value)
@@ -345,9 +358,9 @@ class _Writer:
         if value is None or cls is bool:
             return value
         if id(value) in self._open:
-            return self._leave_out(value, where, "that holds itself")
+            return self._cut(value, where, "that holds itself")
         if len(self._open) == _DEEPEST:
-            return self._leave_out(value, where, f"more than {_DEEPEST} levels deep")
+            return self._cut(value, where, f"more than {_DEEPEST} levels deep")
         noted = len(self.missing)
         self._open.add(id(value))
         try:
@@ -359,30 +372,33 @@ class _Writer:
             self._open.discard(id(value))
 
     def _write_open(self, value: Any, cls: type, where: _Where) -> Any:
-        if cls is list:
-            return self._write_elements(value, where)
-        if cls is dict:
-            return self._write_dict(value, where)
         if cls in _FORMS:
             return _write_form(value)
         if cls is dt.datetime or cls is dt.time:
             return _write_moment(value)
+        if cls is not dict and cls is not list and Enum in cls.__mro__:
+            if not _is_findable(cls):
+                self._check_class(cls, where)
+            return _write_enum(value)
+        if id(value) not in self._begun:
+            self._begun.add(id(value))
+        elif self._repeats < _MOST_REPEATS:
+            self._repeats += 1
+        else:
+            return self._cut(value, where, "that is in the item too often")
+        if cls is list:
+            return self._write_elements(value, where)
+        if cls is dict:
+            return self._write_dict(value, where)
         if cls in _SEQUENCES:
             return {_SEQUENCES[cls]: self._write_elements(value, where)}
         if cls is OrderedDict:
             return {"$ordereddict": self._write_pairs(value, where)}
         kind = _kind_of(cls)
-        if kind is None and Enum not in cls.__mro__:
-            return self._leave_out(value, where, plain=_plain_part(value))
-        if not (kind.is_findable if kind else _is_findable(cls)):
-            name = _name_of(cls)
-            if self._classes.get(name) is not cls:
-                self.missing.append(
-                    f"{_path(where)}: no class is found by the name {name}; define it at the top "
-                    "level of a module, or of a class there, or list it in DEFERKIT_ITEM_CLASSES"
-                )
         if kind is None:
-            return _write_enum(value)
+            return self._leave_out(value, where, plain=_plain_part(value))
+        if not kind.is_findable:
+            self._check_class(cls, where)
         fields = kind.plain_fields(value)
         if fields is not None:
             fields = {name: self.write(each, (where, name)) for name, each in fields.items()}
@@ -392,6 +408,14 @@ class _Writer:
             name: part if name == "set" else self._write_dict(part, where)
             for name, part in parts.items()
         }
+
+    def _check_class(self, cls: type, where: _Where) -> None:
+        name = _name_of(cls)
+        if self._classes.get(name) is not cls:
+            self.missing.append(
+                f"{_path(where)}: no class is found by the name {name}; define it at the top "
+                "level of a module, or of a class there, or list it in DEFERKIT_ITEM_CLASSES"
+            )
 
     def _write_elements(self, values: Iterable[Any], where: _Where) -> list[Any]:
         return [self.write(value, (where, index)) for index, value in enumerate(values)]
@@ -407,13 +431,20 @@ class _Writer:
             for key, value in mapping.items()
         ]
 
+    def _cut(self, value: Any, where: _Where, why: str) -> dict[str, Any]:
+        self._repeats += 10
+        return self._leave_out(value, where, why, shown=_outlined(value))
+
     def _leave_out(
-        self, value: Any, where: _Where, why: str = "", plain: Any = None
+        self, value: Any, where: _Where, why: str = "", plain: Any = None, shown: str = ""
     ) -> dict[str, Any]:
         name = _name_of(type(value))
         described = f"a {name} {why}".rstrip()
         self.missing.append(f"{_path(where)}: {described} has no stored form")
-        row = {"$unstorable": name, "repr": _shown(value)}
+        if type(plain) is list or type(plain) is dict:
+            self._held.append(plain)  # so that no other value gets its id
+            shown = _outlined(plain)
+        row = {"$unstorable": name, "repr": shown or _shown(value)}
         if plain is not None:
             row["value"] = self.write(plain, where)
         return row
@@ -814,6 +845,27 @@ def _shown(value: Any) -> str:
 
 _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = 80
+
+
+def _outlined(value: Any) -> str:
+    """Show *value* and one level in it.
+
+    There may be thousands in one item that lead to all of it: a ``repr`` of each has no end.
+    """
+    try:
+        return _storable(_outliner.repr(value))
+    except Exception:  # a class may do anything
+        return f"<{_name_of(type(value))}>"
+
+
+class _Outliner(reprlib.Repr):
+    def repr_instance(self, x: Any, level: int) -> str:
+        return f"<{_name_of(type(x))}>"
+
+
+_outliner = _Outliner()
+_outliner.maxlevel = 1
+_outliner.maxstring = 80
 
 
 # ------------------------------------------------------------------------------ values with a tag

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from parsel import Selector
 from scrapy.settings import Settings
 
-from scrapy_deferkit import StackConfigError
+from scrapy_deferkit import StackConfigError, codec
 from scrapy_deferkit.codec import Codec, CodecError, UnstorableValue
 
 from . import codec_items as shop
@@ -529,6 +529,62 @@ def test_what_changes_while_it_is_written_is_left_out_as_a_whole() -> None:
     assert json.loads(encoded.text)["n"] == 1
 
 
+@dataclasses.dataclass
+class Node:
+    """An item that knows others, and shows them all."""
+
+    name: Any
+    others: list[Any] = dataclasses.field(default_factory=list)
+
+
+def tree_of_dicts() -> Any:
+    root: dict[str, Any] = {"children": []}
+    root["children"] = [{"parent": root, "ways": [[root]] * 3} for _ in range(2_000)]
+    return root
+
+
+def ring_of_defaultdicts() -> Any:
+    nodes: list[Any] = [collections.defaultdict(list, n=n) for n in range(12)]
+    for node in nodes:
+        node["others"] = [other for other in nodes if other is not node]
+    return nodes
+
+
+def nodes_that_know_each_other() -> Any:
+    nodes = [Node(n) for n in range(30)]
+    for node in nodes:
+        node.others = [other for other in nodes if other is not node]
+    return nodes[0]
+
+
+def doubled() -> Any:
+    value: Any = [1]
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "make", [tree_of_dicts, ring_of_defaultdicts, nodes_that_know_each_other, doubled]
+)
+def test_values_that_lead_to_each_other_in_many_ways_are_stored_in_bounds(make: Any) -> None:
+    encoded = CODEC.encode({"nodes": make(), "n": 1})
+    assert len(encoded.text) < 5_000_000
+    assert "holds itself" in encoded.missing[0] or "too often" in "".join(encoded.missing)
+    assert json.loads(encoded.text)["n"] == 1
+
+
+def test_a_value_that_is_there_thousands_of_times_is_stored_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(codec, "_MOST_REPEATS", 10_000)
+    seller, day = shop.Offer("s", [Decimal(1)]), dt.date(2020, 12, 31)
+    item = {"offers": [shop.Offer(seller, n) for n in range(2_000)], "days": [day] * 12_000}
+    assert back(item) == item
+    lists = [collections.UserList(), *(collections.defaultdict(int) for _ in range(11_000))]
+    assert "too often" not in CODEC.encode({"lists": lists}).missing[-1]
+
+
 def test_one_value_that_cannot_be_looked_at_does_not_take_the_others_along() -> None:
     encoded = CODEC.encode({"a": Unsorted(), "b": [1]})
     assert encoded.missing == (f"a: a {__name__}.Unsorted that cannot be read (TypeError) {FORM}",)
@@ -556,6 +612,77 @@ def test_names_that_a_model_does_not_have_are_not_among_those_it_was_given() -> 
     item = shop.Model(title="A", more=1)
     del item.more
     assert back(item) == item
+
+
+strange_keys = (
+    st.text()
+    | st.sampled_from(["$", "$item", "\ud83d", "\ude00", "\x00"])
+    | st.integers()
+    | st.floats()
+    | st.none()
+    | st.tuples(st.floats(), st.text())
+    | st.builds(Shown, st.sampled_from(["", "\ud83d", "\x00", "long " * 100]))
+    | st.builds(object)
+)
+strange_values = (
+    strange_keys
+    | st.sampled_from([FORMLESS[name] for name in FORMLESS if name != "very deep"]).map(
+        lambda make: make()
+    )
+    | st.sampled_from([700, 5_000]).map(lambda digits: -(10**digits))
+    | st.sampled_from([math.nan, math.inf, "\ud83d\ude00", "\ude00\ud83d"])
+    | st.decimals()
+    | st.datetimes(timezones=st.timezones() | st.just(BrokenZone()))
+)
+
+
+@st.composite
+def strange_items(draw: st.DrawFn) -> Any:
+    """Return anything, which may hold itself and be nested deep."""
+    inner: Any = draw(
+        st.recursive(
+            strange_values,
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.lists(inner, max_size=3).map(tuple)
+                | st.dictionaries(strange_keys, inner, max_size=3)
+                | st.dictionaries(strange_keys, inner, max_size=2).map(shop.Row)
+                | st.dictionaries(strange_keys, inner, max_size=2).map(collections.OrderedDict)
+                | st.lists(inner, max_size=2).map(collections.UserList)
+                | st.builds(shop.Book, inner, inner)
+                | st.builds(shop.Offer, inner, inner)
+                | st.builds(shop.Place, inner, inner)
+                | st.builds(shop.DictBook, title=inner)
+                | st.builds(shop.AttrsOffer, inner, inner)
+                | st.builds(shop.Model, title=inner, more=inner)
+                | st.builds(Node, inner)
+            ),
+            max_leaves=6,
+        )
+    )
+    wrap = draw(st.sampled_from([shop.Offer, lambda value: [value], lambda value: {"a": value}]))
+    for _ in range(draw(st.integers(0, 4) | st.integers(20, 150))):
+        inner = wrap(inner)
+    holder = [inner, shop.Book("A", [inner])]
+    if draw(st.booleans()):
+        holder[1].tags.append(holder)
+        holder[1].price = holder[1]
+    return [inner, holder, holder[1]][draw(st.integers(0, 2))]
+
+
+@settings(max_examples=third_of(300))
+@given(strange_items())
+def test_anything_is_stored_or_told_of_and_nothing_is_raised(item: Any) -> None:
+    encoded = CODEC.encode(item)
+    json.loads(encoded.text)
+    assert encoded.text.isascii()
+    for text in (encoded.item_type, *encoded.missing):
+        assert "\x00" not in text.encode().decode()
+    if encoded.missing:
+        with pytest.raises(CodecError):
+            CODEC.decode(encoded.text)
+    else:
+        CODEC.decode(encoded.text)
 
 
 def test_a_value_that_is_there_twice_does_not_hold_itself() -> None:
