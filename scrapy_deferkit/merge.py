@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import sys
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from scrapy.item import Item
@@ -103,29 +104,6 @@ def _is_simple_tree(value: Any) -> bool:
     return True
 
 
-@cache
-def _adapters() -> Any:
-    """Return :mod:`itemadapter.adapter`, whose import imports pydantic if that is installed."""
-    from itemadapter import adapter
-
-    return adapter
-
-
-def _is_item(value: Any) -> bool:
-    return _may_be_item(type(value)) and bool(_adapters().ItemAdapter.is_item(value))
-
-
-def _may_be_item(cls: type) -> bool:
-    """Check whether itemadapter is worth importing for *cls*."""
-    return (
-        "itemadapter" in sys.modules  # others may have told it of classes of their own
-        or "pydantic" in sys.modules
-        or issubclass(cls, (dict, Item))
-        or dataclasses.is_dataclass(cls)
-        or hasattr(cls, "__attrs_attrs__")
-    )
-
-
 @lru_cache(maxsize=1024)
 def _simple_names(cls: type) -> frozenset[str] | None:
     """Return what is in the ``__dict__`` of a simple item; ``None`` if *cls* has no such items."""
@@ -220,7 +198,8 @@ def _kind_of(cls: type) -> _Kind | None:
         return _SET
     if issubclass(cls, Item):
         return _SCRAPY_ITEM
-    return _FIELDS if ItemAdapter.is_item_class(cls) else None
+    is_item = _may_be_item(cls) and _adapters().ItemAdapter.is_item_class(cls)
+    return _FIELDS if is_item else None
 
 
 def _copy(value: Any, levels: int) -> Any:
@@ -319,6 +298,29 @@ def _copy_outer(value: _T) -> _T:
     return copied
 
 
+@cache
+def _adapters() -> Any:
+    """Return :mod:`itemadapter.adapter`, whose import imports pydantic if that is installed."""
+    from itemadapter import adapter
+
+    return adapter
+
+
+def _is_item(value: Any) -> bool:
+    return _may_be_item(type(value)) and bool(_adapters().ItemAdapter.is_item(value))
+
+
+def _may_be_item(cls: type) -> bool:
+    """Check whether itemadapter is worth importing for *cls*."""
+    return (
+        "itemadapter" in sys.modules  # others may have told it of classes of their own
+        or "pydantic" in sys.modules
+        or issubclass(cls, (dict, Item))
+        or dataclasses.is_dataclass(cls)
+        or hasattr(cls, "__attrs_attrs__")
+    )
+
+
 def _fields(item: Any) -> dict[str, Any]:
     """Give the fields of *item*; ItemAdapter leaves out the extra ones of a pydantic model."""
     fields = dict(_adapters().ItemAdapter(item).items())
@@ -330,7 +332,9 @@ def _fields(item: Any) -> dict[str, Any]:
 def _force_field(item: Any, field: str, value: Any) -> None:
     """Set *field* of a fresh copy past frozen classes, validators and records of what was set."""
     cls = type(item)
-    if dataclasses.is_dataclass(cls) or hasattr(cls, "__attrs_attrs__"):
+    if _adapters().DataclassAdapter.is_item_class(cls) or _adapters().AttrsAdapter.is_item_class(
+        cls
+    ):
         object.__setattr__(item, field, value)
     elif not _is_pydantic(item):
         _adapters().ItemAdapter(item)[field] = value
@@ -519,7 +523,7 @@ def _is_same(value: Any, other: Any, holders: tuple[Any, Any]) -> bool:
             if type(value) in ATOMS:
                 if value != other:
                     return False
-            elif isinstance(value, (dict, list)) or is_item(value):
+            elif isinstance(value, (dict, list)) or _is_item(value):
                 if (id(value), id(other)) in compared:  # as in a cycle
                     continue
                 compared[id(value), id(other)] = pair
@@ -564,6 +568,6 @@ def _name(value: Any) -> str:
 
 def _has_fields(value: Any) -> bool:
     try:
-        return is_item(value)
+        return _is_item(value)
     except Exception:  # a class may do anything when it is looked at
         return False
