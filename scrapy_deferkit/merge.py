@@ -332,9 +332,8 @@ def _fields(item: Any) -> dict[str, Any]:
 def _force_field(item: Any, field: str, value: Any) -> None:
     """Set *field* of a fresh copy past frozen classes, validators and records of what was set."""
     cls = type(item)
-    if _adapters().DataclassAdapter.is_item_class(cls) or _adapters().AttrsAdapter.is_item_class(
-        cls
-    ):
+    adapters = (_adapters().DataclassAdapter, _adapters().AttrsAdapter)
+    if any(adapter.is_item_class(cls) for adapter in adapters):
         object.__setattr__(item, field, value)
     elif not _is_pydantic(item):
         _adapters().ItemAdapter(item)[field] = value
