@@ -158,7 +158,9 @@ class _CoroutineFace:
     is_cancelled = False  # its cancellation is an exception where it waits
 
     def wait(self, pending: Any) -> Awaitable[Any]:
-        return _settle(pending, to_awaitable) if _is_deferred(pending) else pending
+        if type(pending) is _COROUTINE or not isinstance(pending, Deferred):
+            return pending
+        return _settle(pending, to_awaitable)
 
     def leave(self, failure: Failure) -> Any:
         if isinstance(failure.value, StopIteration):
@@ -397,6 +399,14 @@ def note_wait(steps: Steps, left: Iterator[Callback] | None = None) -> Callback 
     return forget
 
 
+def forget_waits_below(path: str) -> None:
+    """Forget the steps beneath *path* that wait: nobody waits for them any more."""
+    waits = _waits.get() or {}
+    for left, steps in tuple(waits.items()):
+        if steps.path_of(_position(steps, left)).startswith(f"{path}/"):
+            del waits[left]
+
+
 def waiting_in(waits: Waits) -> str | None:
     """Return the paths of the innermost steps in *waits*, or ``None`` if there are none."""
     paths = dict.fromkeys(steps.path_of(_position(steps, left)) for left, steps in waits.items())
@@ -599,22 +609,39 @@ _SLICE = 0.01  # seconds after which the loop gets a turn
 class _Worker(Coroutine[Any, Any, None]):
     """What awaits one result of a call after the other, and sees whether they suspend."""
 
-    __slots__ = ("_coroutine", "_is_yielding", "_iteration", "holds_lead", "pending", "running")
+    __slots__ = (
+        "_coroutine",
+        "_is_yielding",
+        "_iteration",
+        "_send",
+        "element",
+        "holds_lead",
+        "pending",
+        "running",
+    )
 
     running: Any  # the task or Deferred that it runs in
 
     def __init__(self, iteration: Iteration, pending: Any, face: Face, holds_lead: bool) -> None:
         self.pending = pending  # until it has begun
+        self.element = iteration._element
         self.holds_lead = holds_lead  # for as long as what it awaits has not suspended
         self._iteration = iteration
         self._is_yielding = False
         self._coroutine: Any = iteration._work(self, face)
+        self._send = self._coroutine.send
 
     def send(self, value: Any) -> Any:
-        return self._yielded(self._coroutine.send(value))
+        waiting = self._send(value)
+        if self.holds_lead:
+            self._give_up_lead(waiting)
+        return waiting
 
     def throw(self, *error: Any) -> Any:
-        return self._yielded(self._coroutine.throw(*error))
+        waiting = self._coroutine.throw(*error)
+        if self.holds_lead:
+            self._give_up_lead(waiting)
+        return waiting
 
     def close(self) -> None:
         self._coroutine.close()
@@ -622,15 +649,15 @@ class _Worker(Coroutine[Any, Any, None]):
     def __await__(self) -> Generator[Any, Any, None]:
         raise NotImplementedError
 
-    def _yielded(self, waiting: Any) -> Any:
-        if self.holds_lead:
-            self.holds_lead = False
+    def _give_up_lead(self, waiting: Any) -> None:
+        iteration = self._iteration
+        self.holds_lead = iteration._is_led = False
+        if len(iteration._workers) < iteration.count and not iteration._is_over:
             self._is_yielding = True
-            self._iteration._give_up_lead()
+            iteration._wake_up()
             self._is_yielding = False
-            if self._iteration.is_cancelled and isinstance(waiting, Deferred):
+            if iteration.is_cancelled and isinstance(waiting, Deferred):
                 waiting.cancel()
-        return waiting
 
     def cancel(self) -> None:
         """Cancel what it awaits; one that runs sees to it itself."""
@@ -676,6 +703,7 @@ class Iteration:
         self._is_paused = False
         self._is_led = False  # somebody takes an element, or may go on to do so
         self._is_over = False
+        self._element: Any = None  # the last one whose call is pending
         self._passed: Any = END
         self._error: BaseException | None = None
         self._wake: Deferred[None] | None = None
@@ -803,8 +831,11 @@ class Iteration:
                 except KeyError:
                     kind = _learn(type(result))
                 if kind >= _GENERATOR:
-                    if (kind == _PENDING or is_awaitable(result)) and not self._has_ended(result):
-                        return result
+                    if kind == _PENDING or is_awaitable(result):
+                        self._element = element
+                        pending = result if type(result) is _COROUTINE else self._unfired(result)
+                        if pending is not None:
+                            return pending
                     if len(self._workers) - free >= self.count:
                         return None
                 elif result is PASSED:
@@ -820,25 +851,30 @@ class Iteration:
             self._fail(error)
         return None
 
-    def _has_ended(self, pending: Any) -> bool:
-        """Check whether *pending* is a Deferred that has fired; take its failure if it has."""
-        if not _is_deferred(pending):
-            return False
-        has_ended = False
+    def _unfired(self, pending: Any) -> Any:
+        """Return what has to be waited for: *pending*, unless it is a Deferred that has fired."""
+        if not isinstance(pending, Deferred):
+            return pending
+        results: list[Any] = []
 
         def note(result: Any) -> Any:
-            nonlocal has_ended
-            has_ended = True
+            results.append(result)
             return result
 
         pending.addBoth(note)
-        if has_ended:
-            pending.addErrback(self._note_failure)
-        return has_ended
+        if not results:
+            return pending
+        pending.addErrback(lambda _: None)
+        return self._end(self._element, results[0])
 
-    def _note_failure(self, failure: Failure) -> None:
-        assert failure.value is not None
-        self._fail(failure.value)
+    def _end(self, element: Any, result: Any) -> Any:
+        """Take the result of the call for *element*, or its Failure, which was waited for.
+
+        Returns what has to be waited for in its place, if there is anything.
+        """
+        if isinstance(result, Failure):
+            assert result.value is not None
+            self._fail(result.value)
 
     def _begin(self, pending: Any, face: Face) -> None:
         worker = _Worker(self, pending, face, self._is_led)
@@ -847,17 +883,28 @@ class Iteration:
 
     async def _work(self, worker: _Worker, face: Face) -> None:
         pending, worker.pending = worker.pending, None
+        element = worker.element
         try:
             while pending is not None:
                 if self.is_cancelled:
                     _discard(pending)
                     return
-                if face is COROUTINE and type(pending) is _COROUTINE:
-                    result = await pending
-                else:
-                    result = await face.wait(pending)
-                if isinstance(result, Failure):
-                    result.raiseException()
+                try:
+                    if face is COROUTINE and type(pending) is _COROUTINE:
+                        result = await pending
+                    else:
+                        result = await face.wait(pending)
+                except GeneratorExit:
+                    raise
+                except BaseException:
+                    if self.is_cancelled:  # since then
+                        if isinstance(pending, Deferred):  # type: ignore[unreachable]
+                            await cancel_and_wait([pending])
+                        return
+                    result = Failure()
+                pending = self._end(element, result)
+                if pending is not None:
+                    continue
                 if worker.holds_lead:
                     worker.holds_lead = self._is_led = False
                 elif not self._is_led:  # the loop has had a turn
@@ -871,6 +918,7 @@ class Iteration:
                 if pending is None:
                     self._is_led = False
                 else:
+                    element = self._element
                     worker.holds_lead = True
         except GeneratorExit:  # the loop is torn down
             self._wake = None
@@ -878,8 +926,6 @@ class Iteration:
         except BaseException as error:
             if not self.is_cancelled:
                 self._fail(error)
-            elif isinstance(pending, Deferred):
-                await cancel_and_wait([pending])
         finally:
             del self._workers[worker]
             if not self._workers or self._passed is not END or not self._workers_lead:
@@ -969,7 +1015,7 @@ class Coiterators(Iteration):
 
     def _watch(self, pending: Any, number: int) -> Any:
         if _is_deferred(pending):
-            return pending.addBoth(self._end, number, self._idle)
+            return pending.addBoth(self._end_call, number, self._idle)
         return self._await(pending, number)
 
     async def _await(self, pending: Any, number: int) -> None:
@@ -980,9 +1026,9 @@ class Coiterators(Iteration):
         except BaseException:
             result = Failure()
         # On asyncio a Cooperator would hear of it later, when all are occupied.
-        self._end(result, number, self._ended if self._is_on_asyncio else self._idle)
+        self._end_call(result, number, self._ended if self._is_on_asyncio else self._idle)
 
-    def _end(self, result: Any, number: int, idle: list[int]) -> None:
+    def _end_call(self, result: Any, number: int, idle: list[int]) -> None:
         if not isinstance(result, Failure):
             idle.append(number)
             return
@@ -1019,7 +1065,7 @@ class CoiteratorsInTurns(Coiterators):
 
         def end(result: Any) -> None:
             ended.append(gate)
-            self._end(result, number, self._idle)
+            self._end_call(result, number, self._idle)
             if is_waited_for:
                 self._go_on_soon(gate)
 

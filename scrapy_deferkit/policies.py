@@ -17,6 +17,7 @@ from ._bucket import TokenBucket
 from ._engine import (
     Gate,
     cancel_once,
+    forget_waits_below,
     granted,
     is_pending,
     not_stopping,
@@ -288,6 +289,7 @@ class Timeout(Policy):
         path = f"{self.path}/{self._step.name}"
         if not outcome:
             self._count("stuck")
+            forget_waits_below(path)
             self._log(
                 logging.ERROR,
                 "%s was cancelled after %g s and has not ended %g s later; it goes on unheard",

@@ -11,11 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, get_origin
 
 from scrapy.exceptions import CloseSpider, DropItem
-from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ._engine import (
-    COROUTINE,
     Iteration,
     cancel_and_wait,
     cancel_once,
@@ -53,6 +51,8 @@ from .processor import name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
+
+    from twisted.internet.defer import Deferred
 
     from .processor import Step
 
@@ -342,8 +342,9 @@ class Each(Stack):
         if value is None:
             return item
         elements = _Elements(self, value, args, kwargs)
-        await elements.iteration.run()
-        kept = list(self._kept(elements.outcomes))
+        kept = await elements.processed()
+        if elements.is_failing:
+            kept = list(self._kept(kept))
         return self._own(self._field, set_fields, item, {self._field: _like(value, kept)})
 
     def _kept(self, outcomes: list[Any]) -> Iterator[Any]:
@@ -376,65 +377,82 @@ class Each(Stack):
         self._count("elements_dropped")
 
 
-class _Elements:
+class _Elements(Iteration):
     """The elements of one field, and what has become of each."""
 
     def __init__(self, each: Each, elements: Any, args: Any, kwargs: Any) -> None:
         self.outcomes: list[Any] = list(elements)
+        super().__init__(range(len(self.outcomes)), each._concurrency, self._process)
         self._each = each
-        self._call = each._step.call
+        self._step_call = each._step.call
         self._args = args
         self._kwargs = kwargs
-        self.iteration = Iteration(range(len(self.outcomes)), each._concurrency, self._process)
+        self._copies = each._errback is not None
+        self._before: dict[int, Any] = {}
+        self._handled: set[int] = set()
+        self.is_failing = False
+        self._waiting = 0
+        self._forget: Callable[[Any], Any] | None = None
 
-    def _process(self, position: int) -> Coroutine[Any, Any, None] | None:
-        """Call the processor; return what has to be awaited where there is something."""
-        element = before = self.outcomes[position]
-        if self._each._errback is not None:
-            try:
-                before = copy_item(element)
-            except Exception as error:
-                mark_step(error, self._each.name)
-                self.outcomes[position] = Failure()
-                return None
+    async def processed(self) -> list[Any]:
+        """Process all; return what each has become, or its Failure."""
         try:
-            result = self._call(element, *self._args, **self._kwargs)
+            await self.run()
+        finally:
+            self._forget_wait()
+        return self.outcomes
+
+    def _forget_wait(self) -> None:
+        if self._forget is not None:
+            self._forget(None)
+            self._forget = None
+
+    def _process(self, position: int) -> Any:
+        """Call the processor; return what has to be awaited where there is something."""
+        element = self.outcomes[position]
+        try:
+            if self._copies:
+                self._before[position] = copy_item(element)
+        except Exception as error:
+            mark_step(error, self._each.name)
+            self._fail_element(position, Failure())
+            return None
+        try:
+            result = self._step_call(element, *self._args, **self._kwargs)
         except BaseException:
-            return self._end(position, before, Failure())
+            result = Failure()
         if not is_special(result):
             self.outcomes[position] = result
             return None
-        if is_pending(result):
-            return self._wait(position, before, result)
-        return self._end(position, before, result)
+        if not is_pending(result):
+            return self._failed(position, result)
+        if not self._waiting:
+            self._forget = note_wait(self._each._calls)
+        self._waiting += 1
+        return result
 
-    async def _wait(self, position: int, before: Any, pending: Any) -> None:
-        forget = note_wait(self._each._calls)
-        try:
-            result = await COROUTINE.wait(pending)
-            while is_special(result) and is_pending(result):
-                pending = result
-                result = await COROUTINE.wait(pending)
-        except GeneratorExit:  # nothing can be waited for any more
-            raise
-        except BaseException:
-            if self.iteration.is_cancelled:
-                if isinstance(pending, Deferred):
-                    await cancel_and_wait([pending])
-                raise
-            result = Failure()
-        finally:
-            if forget is not None:
-                forget(None)
-        if not is_special(result):
-            self.outcomes[position] = result
-            return
-        handling = self._end(position, before, result)
-        if handling is not None:
-            await handling
+    def _end(self, position: int, result: Any) -> Any:
+        if self._handled and position in self._handled:
+            if is_pending(result):
+                return result
+            if isinstance(result, Failure):
+                self._fail_element(position, _as_failure(result))
+            else:
+                self.outcomes[position] = result
+            return None
+        is_plain = not is_special(result)
+        if not is_plain and is_pending(result):
+            return result
+        self._waiting -= 1
+        if not self._waiting:
+            self._forget_wait()
+        if not is_plain:
+            return self._failed(position, result)
+        self.outcomes[position] = result
+        return None
 
-    def _end(self, position: int, before: Any, result: Any) -> Coroutine[Any, Any, None] | None:
-        """Take the *result* of an element; return what has to be awaited where an errback is."""
+    def _failed(self, position: int, result: Any) -> Any:
+        """Take a Failure, or the ``None`` of a processor; return what the errback has begun."""
         each = self._each
         if result is None:
             result = Failure(nothing_returned(f"{each.name}/{each._step.name}"))
@@ -446,20 +464,17 @@ class _Elements:
                 and result.check(Exception)
                 and not result.check(DropItem, CloseSpider)
             ):
-                handled = each._handle(each._errback, result, before, *self._args, **self._kwargs)
-                return self._handled(position, handled)
-        self.outcomes[position] = result
+                self._handled.add(position)
+                before = self._before[position]
+                return each._handle(each._errback, result, before, *self._args, **self._kwargs)
+            self._fail_element(position, result)
+        else:  # a generator, which is no more than a value
+            self.outcomes[position] = result
         return None
 
-    async def _handled(self, position: int, handling: Coroutine[Any, Any, Any]) -> None:
-        try:
-            self.outcomes[position] = await handling
-        except GeneratorExit:
-            raise
-        except BaseException:
-            if self.iteration.is_cancelled:
-                raise
-            self.outcomes[position] = _as_failure(Failure())
+    def _fail_element(self, position: int, failure: Failure) -> None:
+        self.outcomes[position] = failure
+        self.is_failing = True
 
 
 class Route(Stack):
