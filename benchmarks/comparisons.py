@@ -6,6 +6,7 @@ Each is a coroutine function that gives two measurements, of ours and of the pee
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import types
@@ -17,6 +18,7 @@ import scrapy.utils.defer
 from crawls import Measurement, OnePage, Pages, WaitingPipeline, crawls
 from pyperf import perf_counter
 from scrapy.pipelines import ItemPipelineManager
+from scrapy.utils.asyncio import _parallel_asyncio
 from scrapy.utils.defer import maybe_deferred_to_future
 from start import added
 
@@ -25,6 +27,7 @@ from scrapy_deferkit import (
     ChainPipeline,
     CircuitBreaker,
     DeferKitItemProcessor,
+    Each,
     Limit,
     Retry,
     Timeout,
@@ -174,6 +177,87 @@ async def parallel() -> tuple[Measurement, Measurement]:
     return (
         awaits(lambda: maybe_deferred_to_future(defer.parallel(["x"], 100, pass_on))),
         awaits(lambda: maybe_deferred_to_future(scrapy.utils.defer.parallel(["x"], 100, pass_on))),
+    )
+
+
+@comparison("parallel over 2,000 plain functions, 16 at once | Scrapy's", target=1.0)
+async def parallel_of_many() -> tuple[Measurement, Measurement]:
+    return (
+        awaits(lambda: maybe_deferred_to_future(defer.parallel(ELEMENTS, 16, pass_on))),
+        quietly(
+            awaits(
+                lambda: maybe_deferred_to_future(scrapy.utils.defer.parallel(ELEMENTS, 16, pass_on))
+            )
+        ),
+    )
+
+
+ELEMENTS = list(range(2000))
+
+
+async def pass_on_suspended(item: Any) -> Any:
+    await asyncio.sleep(0)
+    return item
+
+
+def each_and_scrapys(function: Any) -> tuple[Measurement, Measurement]:
+    """Compare an Each with what Scrapy runs the items of a callback on."""
+    each = Each("elements", function, concurrency=16)
+    return (
+        awaits(lambda: each({"elements": ELEMENTS})),
+        awaits(lambda: _parallel_asyncio(ELEMENTS, 16, function)),
+    )
+
+
+def parallel_async_and_scrapys(function: Any) -> tuple[Measurement, Measurement]:
+    return (
+        awaits(lambda: defer.parallel_async(ELEMENTS, 16, function)),
+        awaits(lambda: _parallel_asyncio(ELEMENTS, 16, function)),
+    )
+
+
+def time_of_elements(seconds: float) -> Measurement:
+    """Stand for a peer that takes so many *seconds* for each element."""
+
+    async def allowed(loops: int) -> float:
+        return seconds * len(ELEMENTS) * loops
+
+    return allowed
+
+
+@comparison("Each over 2,000 that suspend, 16 at once | Scrapy's _parallel_asyncio", target=1.0)
+async def each_suspended() -> tuple[Measurement, Measurement]:
+    return each_and_scrapys(pass_on_suspended)
+
+
+@comparison(
+    "Each over 2,000 coroutines that never suspend | Scrapy's _parallel_asyncio", target=2.0
+)
+async def each_of_coroutines() -> tuple[Measurement, Measurement]:
+    return each_and_scrapys(pass_on_coroutine)
+
+
+@comparison("Each over 2,000 plain functions | 1.5 µs an element", target=1.0, loops=20)
+async def each_plain() -> tuple[Measurement, Measurement]:
+    each = Each("elements", pass_on, concurrency=16)
+    return awaits(lambda: each({"elements": ELEMENTS})), time_of_elements(1.5e-6)
+
+
+@comparison("parallel_async over 2,000 that suspend | Scrapy's _parallel_asyncio", target=1.0)
+async def parallel_async_suspended() -> tuple[Measurement, Measurement]:
+    return parallel_async_and_scrapys(pass_on_suspended)
+
+
+@comparison("parallel_async, 2,000 that never suspend | Scrapy's _parallel_asyncio", target=2.0)
+async def parallel_async_of_coroutines() -> tuple[Measurement, Measurement]:
+    return parallel_async_and_scrapys(pass_on_coroutine)
+
+
+@comparison("parallel_async over 2,000 plain functions | 1.5 µs an element", 1.0, loops=20)
+async def parallel_async_plain() -> tuple[Measurement, Measurement]:
+    return (
+        awaits(lambda: defer.parallel_async(ELEMENTS, 16, pass_on)),
+        time_of_elements(1.5e-6),
     )
 
 

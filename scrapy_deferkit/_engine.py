@@ -89,11 +89,6 @@ def _kind_of(value: object) -> int:
         return _learn(type(value))
 
 
-def _is_deferred(value: object) -> bool:
-    # Deferred is an abstract class, and slow to ask about most of what comes.
-    return type(value) is not _COROUTINE and isinstance(value, Deferred)
-
-
 def is_special(value: object) -> bool:
     """Check whether *value* may be pending, is a Failure, or is ``None``."""
     try:
@@ -196,7 +191,9 @@ class DeferredFace:
     def turn(self) -> Awaitable[Any]:
         passed: Deferred[None] = Deferred()
         call_soon(lambda: passed.callback(None))
-        return self.wait(passed)
+        if self.is_cancelled:
+            passed.cancel()
+        return passed
 
     def begin(self, coroutine: Coroutine[Any, Any, None]) -> Any:
         return Deferred.fromCoroutine(coroutine)
@@ -311,16 +308,15 @@ async def chain(
     The formulation is a Deferred with ``addCallback``: a Failure, given or returned, ends it. With
     *left*, *value* is what the last callback gave, and those in it have not been called.
     """
-    if left is None:
-        if isinstance(value, Failure):
-            return face.leave(value)
-        left = iter(callbacks)
-        kind = _VALUE
-    else:
-        kind = _kind_of(value)
-    steps = callbacks if isinstance(callbacks, Steps) else None
     waited: Face | None = None
     forget: Callback | None = None
+    kind = _VALUE
+    if left is not None:
+        kind = _kind_of(value)
+    elif isinstance(value, Failure):
+        return face.leave(value)
+    else:
+        left = iter(callbacks)
     try:
         while True:
             if not kind:
@@ -330,25 +326,25 @@ async def chain(
             while kind == _PENDING or (kind == _GENERATOR and is_awaitable(value)):
                 if waited is None:
                     waited = face  # before it, nobody could cancel
-                    if steps is not None:
-                        forget = note_wait(steps, left)
+                    if isinstance(callbacks, Steps):
+                        forget = note_wait(callbacks, left)
                 value = await face.wait(value)
                 kind = _KINDS[type(value)] if type(value) in _KINDS else _learn(type(value))
             if kind == _FAILURE:
                 return face.leave(value)
-            if kind == _NOTHING and steps is not None:
-                raise steps.nothing_returned(_position(steps, left))
+            if kind == _NOTHING and isinstance(callbacks, Steps):
+                raise callbacks.nothing_returned(_position(callbacks, left))
             kind = _VALUE
     except StopIteration as stop:
         if not face.cancelled:
             return Failure()
         error = not_stopping(stop)
-        if steps is not None:
-            steps.failed(_position(steps, left), error)
+        if isinstance(callbacks, Steps):
+            callbacks.failed(_position(callbacks, left), error)
         raise error from stop
     except Exception as error:
-        if steps is not None:
-            steps.failed(_position(steps, left), error)
+        if isinstance(callbacks, Steps):
+            callbacks.failed(_position(callbacks, left), error)
         raise
     finally:
         if forget is not None:
@@ -703,7 +699,7 @@ class Iteration:
         self._is_paused = False
         self._is_led = False  # somebody takes an element, or may go on to do so
         self._is_over = False
-        self._element: Any = None  # the last one whose call is pending
+        self._element: Any = None  # what _end() is given for the last call
         self._passed: Any = END
         self._error: BaseException | None = None
         self._wake: Deferred[None] | None = None
@@ -765,7 +761,7 @@ class Iteration:
     def go_on(self) -> None:
         """Take elements again."""
         self._is_paused = False
-        self._give_up_lead()
+        self._wake_up()
 
     def cancel(self) -> None:
         """Cancel what is outstanding, and take nothing more."""
@@ -825,6 +821,7 @@ class Iteration:
         call = self._call
         try:
             for element in elements:
+                self._element = element
                 result = call(element)
                 try:
                     kind = _KINDS[type(result)]
@@ -832,7 +829,6 @@ class Iteration:
                     kind = _learn(type(result))
                 if kind >= _GENERATOR:
                     if kind == _PENDING or is_awaitable(result):
-                        self._element = element
                         pending = result if type(result) is _COROUTINE else self._unfired(result)
                         if pending is not None:
                             return pending
@@ -938,12 +934,6 @@ class Iteration:
     def _may_lead(self) -> bool:
         return not (self._is_led or self._is_over or self._is_paused or self._passed is not END)
 
-    def _give_up_lead(self) -> None:
-        """Let another lead: who iterates, where there is room."""
-        self._is_led = False
-        if not (self._is_over or self._is_paused) and len(self._workers) < self.count:
-            self._wake_up()
-
     def _wake_up(self) -> None:
         wake, self._wake = self._wake, None
         if wake is not None:
@@ -991,6 +981,7 @@ class Coiterators(Iteration):
         number = self._whose_turn() if self._number is None else self._number
         if is_pending(result):
             self._idle.remove(number)
+            self._element = None
             result = self._watch(result, number)
         else:
             result = None
@@ -1014,19 +1005,15 @@ class Coiterators(Iteration):
         return self._number
 
     def _watch(self, pending: Any, number: int) -> Any:
-        if _is_deferred(pending):
-            return pending.addBoth(self._end_call, number, self._idle)
-        return self._await(pending, number)
+        if type(pending) is _COROUTINE or not isinstance(pending, Deferred):
+            self._element = number
+            return pending
+        return pending.addBoth(self._end_call, number, self._idle)
 
-    async def _await(self, pending: Any, number: int) -> None:
-        try:
-            result = await pending
-        except GeneratorExit:
-            raise
-        except BaseException:
-            result = Failure()
-        # On asyncio a Cooperator would hear of it later, when all are occupied.
-        self._end_call(result, number, self._ended if self._is_on_asyncio else self._idle)
+    def _end(self, element: Any, result: Any) -> Any:
+        if element is not None:
+            # On asyncio a Cooperator would hear of it later, when all are occupied.
+            self._end_call(result, element, self._ended if self._is_on_asyncio else self._idle)
 
     def _end_call(self, result: Any, number: int, idle: list[int]) -> None:
         if not isinstance(result, Failure):
