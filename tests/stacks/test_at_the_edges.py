@@ -193,16 +193,21 @@ async def test_a_predicate_of_retry_that_fails_hides_no_failure() -> None:
     assert any("the function on= failed" in note for note in caught.value.__notes__)
 
 
-async def test_no_element_is_skipped_when_an_element_cannot_be_copied() -> None:
+async def test_an_element_that_cannot_be_copied_is_given_to_its_errback_as_it_is() -> None:
     class Uncopied(dict[str, Any]):
         def __copy__(self) -> Any:
             raise Broken
 
-    with pytest.raises(Broken) as caught:
-        await Each("n", lambda element: "done", on_error=lambda f, e: e, concurrency=1)(
-            {"n": [1, Uncopied(), 3]}
-        )
-    assert step_of(caught.value) == "Each"
+    element = Uncopied()
+    given: list[Any] = []
+
+    def note(failure: Any, element: Any) -> Any:
+        given.append(element)
+        return "done"
+
+    item = await Each("n", fail, on_error=note, concurrency=1)({"n": [1, element, 3]})
+    assert item == {"n": ["done", "done", "done"]}
+    assert given[1] is element
 
 
 @pytest.mark.parametrize("on_error", ["drop", lambda failure, element: element])
