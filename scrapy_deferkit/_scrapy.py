@@ -78,9 +78,9 @@ def wrap_errback_output(
 def wrap_closing(
     engine: ExecutionEngine, wrap: Callable[[Callable[..., Awaitable[None]], str], Awaitable[None]]
 ) -> None:
-    """Have *wrap* stand around the closing of the spider of this engine.
+    """Have *wrap* stand around the public ``close_spider_async()`` of this engine.
 
-    An item whose pipeline awaits the public ``close_spider_async()`` would wait for itself.
+    If who awaits it is cancelled, the crawl stays half closed for ever.
     """
     close = engine.close_spider_async
 

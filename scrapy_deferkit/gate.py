@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +12,9 @@ from scrapy.http import Request, Response
 from ._config import Config
 from ._crawl import count, crawl_of
 from ._ends import end_as_failed, spawn_ending
-from ._engine import END, PASSED, Iteration
-from ._lifecycle import close_spider, log_failed_close
-from ._runtime import CANCELLED, spawn
+from ._engine import END, PASSED, Iteration, resolve, shield
+from ._lifecycle import close_spider
+from ._runtime import CANCELLED
 from ._scrapy import (
     engine_of,
     is_closing,
@@ -85,12 +84,12 @@ class ItemGate:
         wrap_closing(engine, self._close)
 
     async def _close(self, close: Callable[..., Awaitable[None]], reason: str) -> None:
-        visit = current_visit.get()
-        if visit is None or visit.has_left:
+        if current_visit.get() is None:
             await close(reason=reason)
-        elif not is_closing(self._crawler):
-            # A pipeline that awaits the end of the crawl would wait for its own item.
-            spawn(close(reason=reason), partial(log_failed_close, self._crawler, reason))
+        else:
+            # A pipeline that awaits it waits for its own item, until that is cancelled: the closing
+            # must not be cancelled with it.
+            await resolve(shield(close(reason=reason)))
 
     # ------------------------------------------------------------------------------ what comes in
 
