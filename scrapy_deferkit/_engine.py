@@ -703,7 +703,7 @@ class Iteration:
         self._passed: Any = END
         self._error: BaseException | None = None
         self._wake: Deferred[None] | None = None
-        self._until = 0.0
+        self._until = 0.0  # when the loop has to have a turn; 0 where that is to be found out
 
     async def run(self, face: Face = COROUTINE) -> None:
         """Call *call* for every element, none of which is passed."""
@@ -801,7 +801,7 @@ class Iteration:
                     self._fail(error)
                     break
                 elements = () if self._has_stopped() else (element,)
-            if monotonic() >= self._until:
+            if self._until and monotonic() >= self._until:
                 await face.turn()
                 self._until = monotonic() + _SLICE
             pending = self._work_on(elements, free)
@@ -823,13 +823,13 @@ class Iteration:
             for element in elements:
                 self._element = element
                 result = call(element)
-                try:
-                    kind = _KINDS[type(result)]
-                except KeyError:
-                    kind = _learn(type(result))
+                cls = type(result)
+                if cls is _COROUTINE:
+                    return result
+                kind = _KINDS[cls] if cls in _KINDS else _learn(cls)
                 if kind >= _GENERATOR:
                     if kind == _PENDING or is_awaitable(result):
-                        pending = result if type(result) is _COROUTINE else self._unfired(result)
+                        pending = self._unfired(result)
                         if pending is not None:
                             return pending
                     if len(self._workers) - free >= self.count:
@@ -839,8 +839,11 @@ class Iteration:
                     return None
                 if self._is_over:
                     return None
-                if monotonic() >= self._until:
-                    return _TURN
+                now = monotonic()
+                if now >= self._until:
+                    if self._until:
+                        return _TURN
+                    self._until = now + _SLICE
             if not self._is_async:
                 self._is_over = True
         except BaseException as error:
@@ -904,7 +907,7 @@ class Iteration:
                 if worker.holds_lead:
                     worker.holds_lead = self._is_led = False
                 elif not self._is_led:  # the loop has had a turn
-                    self._until = monotonic() + _SLICE
+                    self._until = 0.0
                 if not (self._workers_lead and self._may_lead) or len(self._workers) > self.count:
                     return
                 self._is_led = True
@@ -967,41 +970,45 @@ class Coiterators(Iteration):
         self.outcomes: list[tuple[bool, Any]] = [(True, work)] * count
         self._idle = list(range(count))
         self._ended: list[int] = []
+        self._is_on_asyncio: bool | None = None
         self._rotation = iter(self._idle)
-        self._number = next(self._rotation, None)
+        self._number: int | None = None
+        self._choose()
 
     async def results(self) -> list[tuple[bool, Any]]:
         """Make all calls; return the outcomes."""
         self._is_on_asyncio = uses_asyncio()
-        await self.run()
+        await self.next()
         return self.outcomes
 
     def _note(self, result: Any) -> Any:
         """Let the coiterator whose turn it is have *result*; return what has to be waited for."""
         number = self._whose_turn() if self._number is None else self._number
+        self._number = self._element = None
         if is_pending(result):
             self._idle.remove(number)
-            self._element = None
             result = self._watch(result, number)
         else:
             result = None
+        if self._element is None or self._is_on_asyncio:
+            self._choose()
+        # Elsewhere a coroutine has begun, and may have ended, before it is somebody's turn.
+        return result
+
+    def _choose(self) -> None:
         # The list changes meanwhile, as the Cooperator's does: that decides who is next.
         self._number = next(self._rotation, None)
         if self._number is None and self._idle:
-            self._begin_rotation()
-        return result
-
-    def _begin_rotation(self) -> None:
-        self._rotation = iter(self._idle)
-        self._number = next(self._rotation)
+            self._rotation = iter(self._idle)
+            self._number = next(self._rotation)
 
     def _whose_turn(self) -> int:
         if self._number is None:
             if not self._idle:
                 self._idle.extend(self._ended)
                 self._ended.clear()
-            self._begin_rotation()
-            assert self._number is not None
+            self._choose()
+        assert self._number is not None
         return self._number
 
     def _watch(self, pending: Any, number: int) -> Any:
@@ -1042,7 +1049,7 @@ class CoiteratorsInTurns(Coiterators):
 
     async def _results(self, face: Face) -> list[tuple[bool, Any]]:
         await face.turn()
-        await self.run(face)
+        await self.next(face)
         return self.outcomes
 
     def _watch(self, pending: Any, number: int) -> Any:
