@@ -1045,12 +1045,24 @@ class CoiteratorsInTurns(Coiterators):
 
     def start(self) -> Deferred[list[tuple[bool, Any]]]:
         """Make all calls, none of them before this returns; return a Deferred of the outcomes."""
-        return start(self._results)
+        running: list[Deferred[Any]] = []
 
-    async def _results(self, face: Face) -> list[tuple[bool, Any]]:
-        await face.turn()
-        await self.next(face)
-        return self.outcomes
+        def deliver(outcome: Any) -> None:
+            if not self.is_cancelled:
+                result.callback(outcome if isinstance(outcome, Failure) else self.outcomes)
+
+        def begin() -> None:
+            if not self.is_cancelled:
+                running.append(start(self.next).addBoth(deliver))
+
+        def cancel(_: Deferred[Any]) -> None:
+            self.cancel()  # what begins just now is not among those that run
+            for deferred in running:
+                deferred.cancel()
+
+        result: Deferred[list[tuple[bool, Any]]] = Deferred(cancel)
+        call_soon(begin)
+        return result
 
     def _watch(self, pending: Any, number: int) -> Any:
         deferred = to_deferred(pending)
