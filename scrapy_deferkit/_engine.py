@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Coroutine
 from contextvars import ContextVar
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -38,6 +37,7 @@ from ._runtime import (
     to_awaitable,
     to_deferred,
     turn,
+    until_begun,
     uses_asyncio,
 )
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         AsyncIterator,
         Awaitable,
         Callable,
-        Generator,
+        Coroutine,
         Iterable,
         Iterator,
         Sequence,
@@ -598,70 +598,28 @@ PASSED: Final = object()
 END: Final = object()
 """What :meth:`Iteration.next` returns when there is nothing more."""
 
-_TURN: Final = object()
 _SLICE = 0.01  # seconds after which the loop gets a turn
 
 
-class _Worker(Coroutine[Any, Any, None]):
-    """What awaits one result of a call after the other, and sees whether they suspend."""
+class _Worker:
+    """What awaits one result of a call after the other, in a coroutine of its own."""
 
-    __slots__ = (
-        "_coroutine",
-        "_is_yielding",
-        "_iteration",
-        "_send",
-        "element",
-        "holds_lead",
-        "pending",
-        "running",
-    )
+    __slots__ = ("coroutine", "element", "holds_lead", "pending", "running")
 
+    coroutine: Any
     running: Any  # the task or Deferred that it runs in
 
-    def __init__(self, iteration: Iteration, pending: Any, face: Face, holds_lead: bool) -> None:
+    def __init__(self, element: Any, pending: Any) -> None:
+        self.element = element
         self.pending = pending  # until it has begun
-        self.element = iteration._element
-        self.holds_lead = holds_lead  # for as long as what it awaits has not suspended
-        self._iteration = iteration
-        self._is_yielding = False
-        self._coroutine: Any = iteration._work(self, face)
-        self._send = self._coroutine.send
-
-    def send(self, value: Any) -> Any:
-        waiting = self._send(value)
-        if self.holds_lead:
-            self._give_up_lead(waiting)
-        return waiting
-
-    def throw(self, *error: Any) -> Any:
-        waiting = self._coroutine.throw(*error)
-        if self.holds_lead:
-            self._give_up_lead(waiting)
-        return waiting
-
-    def close(self) -> None:
-        self._coroutine.close()
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        raise NotImplementedError
-
-    def _give_up_lead(self, waiting: Any) -> None:
-        iteration = self._iteration
-        self.holds_lead = iteration._is_led = False
-        if len(iteration._workers) < iteration.count and not iteration._is_over:
-            self._is_yielding = True
-            iteration._wake_up()
-            self._is_yielding = False
-            if iteration.is_cancelled and isinstance(waiting, Deferred):
-                waiting.cancel()
+        self.holds_lead = False
 
     def cancel(self) -> None:
-        """Cancel what it awaits; one that runs sees to it itself."""
-        if self._coroutine.cr_running or self._is_yielding:
-            return
-        if self.pending is not None:
-            _discard(self.pending)
-        self.running.cancel()
+        """Cancel what it awaits; one that runs just now is cancelled when it waits."""
+        if self.coroutine.cr_running:
+            call_soon(self.cancel)
+        elif self.pending is None and self.coroutine.cr_frame is not None:
+            self.running.cancel()
 
 
 class Iteration:
@@ -670,13 +628,13 @@ class Iteration:
     The *source* is any iterable or async iterable. Who awaits :meth:`next` takes the elements and
     calls, while results are plain values. With the first that is pending a worker begins, a task on
     asyncio: it awaits the result, and then takes the next element itself. Another one begins only
-    where a result has been seen to suspend while there is room. Only one takes elements at a time.
+    if a result has been seen to suspend while there is room. Only one takes elements at a time.
 
     A *source* or a *call* that raises, and a pending result that fails, end the source; the error
     is raised when all that is outstanding has ended.
 
     Without *workers_lead*, only who awaits :meth:`next` takes elements: an async *source* is then
-    iterated in one task.
+    iterated in one task. If it *is_detached*, what is outstanding goes on when that is cancelled.
     """
 
     def __init__(
@@ -696,6 +654,7 @@ class Iteration:
         self._source: Any = aiter(source) if self._is_async else iter(source)
         self._call = call
         self._workers: dict[_Worker, None] = {}
+        self._outstanding = 0
         self._is_paused = False
         self._is_led = False  # somebody takes an element, or may go on to do so
         self._is_over = False
@@ -703,7 +662,7 @@ class Iteration:
         self._passed: Any = END
         self._error: BaseException | None = None
         self._wake: Deferred[None] | None = None
-        self._until = 0.0  # when the loop has to have a turn; 0 where that is to be found out
+        self._until = 0.0  # when the loop has to have a turn; 0 if that is to be found out
 
     async def run(self, face: Face = COROUTINE) -> None:
         """Call *call* for every element, none of which is passed."""
@@ -712,24 +671,21 @@ class Iteration:
     async def next(self, face: Face = COROUTINE) -> Any:
         """Return the next element that *call* has passed, or ``END`` after all calls have ended.
 
-        Cancelled, it cancels what is outstanding and waits until that has ended; one that is
-        detached takes nothing more, and what is outstanding goes on.
+        Cancelled, it cancels what is outstanding and waits until that has ended.
         """
         try:
             while True:
                 if self._passed is not END:
+                    if any(worker.pending is not None for worker in self._workers):
+                        await until_begun()
                     passed, self._passed = self._passed, END
                     return passed
-                if self._may_lead and len(self._workers) < self.count:
-                    self._until = monotonic() + _SLICE
-                    pending = await self._lead(face, 0)
-                    if face.is_cancelled:
-                        _discard(pending)
-                        raise CancelledError
+                if face.is_cancelled:
+                    raise CancelledError
+                if self._may_lead():
+                    pending = await self._lead(face)
                     if pending is not None:
-                        # Where all that is outstanding has suspended, so may this: go on.
-                        self._is_led = not self._workers
-                        self._begin(pending, face)
+                        await self._begin(pending, face)
                 elif self._workers:
                     self._wake = Deferred()
                     await face.wait(self._wake)
@@ -775,96 +731,71 @@ class Iteration:
         if self._error is None:
             self._error = error
 
-    async def _lead(self, face: Face, free: int) -> Any:
-        """Take elements and call until a result is pending; return that, and keep the lead.
+    def _has_room(self) -> bool:
+        return not (self._is_over or self._is_paused) and self._outstanding < self.count
 
-        ``None`` where there is none: the source is over, or an element has been passed. *free* is
-        how many of the workers await nothing, which is who leads, or none.
-        """
+    def _may_lead(self) -> bool:
+        return not self._is_led and self._passed is END and self._has_room()
+
+    async def _lead(self, face: Face) -> Any:
+        """Take elements and call until a result is pending; return that, or ``None``."""
         self._is_led = True
-        elements: Any = self._source
-        while not (self._is_over or face.is_cancelled):
-            if self._is_async:
-                try:
+        while self._has_room() and not face.is_cancelled:
+            now = monotonic()
+            if now >= self._until:
+                if self._until:
+                    await face.turn()
+                    now = monotonic()
+                self._until = now + _SLICE
+            try:
+                if self._is_async:
                     element = await face.wait(anext(self._source))
                     if isinstance(element, Failure):
-                        assert element.value is not None
-                        raise element.value
-                except StopAsyncIteration:
-                    self._is_over = True
-                    break
-                except GeneratorExit:
-                    raise
-                except CANCELLED:
-                    raise
-                except BaseException as error:
-                    self._fail(error)
-                    break
-                elements = () if self._has_stopped() else (element,)
-            if self._until and monotonic() >= self._until:
-                await face.turn()
-                self._until = monotonic() + _SLICE
-            pending = self._work_on(elements, free)
-            if pending is not None and pending is not _TURN:
+                        element.raiseException()
+                    if not self._has_room():  # it was stopped meanwhile
+                        break
+                else:
+                    element = next(self._source)
+            except (StopIteration, StopAsyncIteration):
+                self._is_over = True
+                break
+            except GeneratorExit:
+                raise
+            except CANCELLED:
+                raise
+            except BaseException as error:
+                self._fail(error)
+                break
+            pending = self._call_for(element)
+            if pending is not None:
+                self._outstanding += 1
+                self._is_led = False
                 return pending
-            if pending is None and (
-                not self._is_async
-                or self._passed is not END
-                or len(self._workers) - free >= self.count
-            ):
+            if self._passed is not END:
                 break
         self._is_led = False
         return None
 
-    def _work_on(self, elements: Any, free: int) -> Any:
-        """Call for *elements* while nothing has to be waited for; return what has to be."""
-        call = self._call
+    def _call_for(self, element: Any) -> Any:
+        """Call for *element*; return what has to be waited for, if there is anything."""
+        self._element = element
         try:
-            for element in elements:
-                self._element = element
-                result = call(element)
-                cls = type(result)
-                if cls is _COROUTINE:
-                    return result
-                kind = _KINDS[cls] if cls in _KINDS else _learn(cls)
-                if kind >= _GENERATOR:
-                    if kind == _PENDING or is_awaitable(result):
-                        pending = self._unfired(result)
-                        if pending is not None:
-                            return pending
-                    if len(self._workers) - free >= self.count:
-                        return None
-                elif result is PASSED:
-                    self._passed = element
-                    return None
-                if self._is_over:
-                    return None
-                now = monotonic()
-                if now >= self._until:
-                    if self._until:
-                        return _TURN
-                    self._until = now + _SLICE
-            if not self._is_async:
-                self._is_over = True
+            result = self._call(element)
         except BaseException as error:
             self._fail(error)
-        return None
-
-    def _unfired(self, pending: Any) -> Any:
-        """Return what has to be waited for: *pending*, unless it is a Deferred that has fired."""
-        if not isinstance(pending, Deferred):
-            return pending
-        results: list[Any] = []
-
-        def note(result: Any) -> Any:
-            results.append(result)
-            return result
-
-        pending.addBoth(note)
-        if not results:
-            return pending
-        pending.addErrback(lambda _: None)
-        return self._end(self._element, results[0])
+            return None
+        if result is PASSED:
+            self._passed = element
+        if not is_pending(result):
+            return None
+        while isinstance(result, Deferred):
+            results: list[Any] = []
+            result.addBoth(_keep_in(results))
+            if not results:
+                break
+            result.addErrback(lambda _: None)  # it is known
+            result = self._end(self._element, results[0])
+        return result
 
     def _end(self, element: Any, result: Any) -> Any:
         """Take the result of the call for *element*, or its Failure, which was waited for.
@@ -875,24 +806,30 @@ class Iteration:
             assert result.value is not None
             self._fail(result.value)
 
-    def _begin(self, pending: Any, face: Face) -> None:
-        worker = _Worker(self, pending, face, self._is_led)
+    async def _begin(self, pending: Any, face: Face) -> None:
+        worker = _Worker(self._element, pending)
+        # If others have suspended, so may this: the next element is taken at once.
+        self._is_led = worker.holds_lead = not self._workers
         self._workers[worker] = None
-        worker.running = face.begin(worker)
+        worker.coroutine = self._work(worker, face)
+        worker.running = face.begin(worker.coroutine)
+        if worker.holds_lead and worker.pending is not None:
+            await until_begun()
+        self._release_lead(worker)
+
+    def _release_lead(self, worker: _Worker) -> None:
+        if worker.holds_lead:
+            worker.holds_lead = self._is_led = False
 
     async def _work(self, worker: _Worker, face: Face) -> None:
         pending, worker.pending = worker.pending, None
-        element = worker.element
         try:
             while pending is not None:
                 if self.is_cancelled:
                     _discard(pending)
                     return
                 try:
-                    if face is COROUTINE and type(pending) is _COROUTINE:
-                        result = await pending
-                    else:
-                        result = await face.wait(pending)
+                    result = await face.wait(pending)
                 except GeneratorExit:
                     raise
                 except BaseException:
@@ -901,24 +838,20 @@ class Iteration:
                             await cancel_and_wait([pending])
                         return
                     result = Failure()
-                pending = self._end(element, result)
+                pending = self._end(worker.element, result)
                 if pending is not None:
                     continue
+                self._outstanding -= 1
                 if worker.holds_lead:
-                    worker.holds_lead = self._is_led = False
-                elif not self._is_led:  # the loop has had a turn
-                    self._until = 0.0
-                if not (self._workers_lead and self._may_lead) or len(self._workers) > self.count:
-                    return
-                self._is_led = True
-                pending = _TURN if self._is_async else self._work_on(self._source, 1)
-                if pending is _TURN:
-                    pending = await self._lead(face, 1)
-                if pending is None:
-                    self._is_led = False
+                    self._release_lead(worker)
                 else:
-                    element = self._element
-                    worker.holds_lead = True
+                    self._until = 0.0  # the loop has had a turn
+                if not (self._workers_lead and self._may_lead()):
+                    return
+                pending = await self._lead(face)
+                worker.element = self._element
+                if self._wake is not None and self._may_lead():
+                    call_soon(self._wake_up)  # when what is pending has begun
         except GeneratorExit:  # the loop is torn down
             self._wake = None
             raise
@@ -927,20 +860,22 @@ class Iteration:
                 self._fail(error)
         finally:
             del self._workers[worker]
-            if not self._workers or self._passed is not END or not self._workers_lead:
-                self._wake_up()
-
-    def _has_stopped(self) -> bool:
-        return self._is_over
-
-    @property
-    def _may_lead(self) -> bool:
-        return not (self._is_led or self._is_over or self._is_paused or self._passed is not END)
+            self._wake_up()
 
     def _wake_up(self) -> None:
         wake, self._wake = self._wake, None
         if wake is not None:
             wake.callback(None)
+
+
+def _keep_in(results: list[Any]) -> Callable[[Any], Any]:
+    """Return what appends a result to *results*, and passes it on."""
+
+    def keep(result: Any) -> Any:
+        results.append(result)
+        return result
+
+    return keep
 
 
 def _discard(pending: Any) -> None:

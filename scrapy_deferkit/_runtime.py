@@ -190,6 +190,11 @@ def begin(coroutine: Coroutine[Any, Any, None]) -> Any:
     return Deferred.fromCoroutine(coroutine)
 
 
+async def until_begun() -> None:
+    """Let the coroutines begin that were given to :func:`begin`, on asyncio."""
+    await asyncio.sleep(0)
+
+
 def spawn(awaitable: Awaitable[Any], on_error: Callable[[Any], object]) -> None:
     """Run *awaitable* beside what is running now; a Failure of it goes to *on_error*."""
     to_deferred(awaitable).addErrback(on_error)

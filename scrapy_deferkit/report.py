@@ -27,18 +27,14 @@ logger = logging.getLogger(__name__)
 
 _DRAWN_BY = ("rich.box", "rich.console", "rich.table", "rich.text")
 _MOST_KINDS = 200
-_SEVERAL = 16
-_SUGGESTED = 8
-_FEWEST_PAGES = 10
-_LONG_ENOUGH = 0.001
 
 
 class Report:
     """An extension that logs one table when the spider closes, where ``DEFERKIT_REPORT`` is on.
 
     It has the items that were scraped, dropped and failed; for each step its counts, its share of
-    the time and its slowest item; the commonest failure of each step, with the page of one such
-    item; and a smaller ``CONCURRENT_ITEMS``, where the steps hardly waited.
+    the time and its slowest item; and the commonest failure of each step, with the page of one such
+    item.
     """
 
     def __init__(self, crawler: Crawler) -> None:
@@ -81,8 +77,6 @@ class Report:
             parts.append(_table_of_steps(figures))
         if self._kinds:
             parts.append(self._table_of_failures())
-        if suggestion := self._suggestion(figures):
-            parts.append(suggestion)
         return "\n".join(parts)
 
     def _table_of_failures(self) -> str:
@@ -93,27 +87,6 @@ class Report:
                 seen.add(step)
                 rows.append((step, str(number), error, self._examples[step, error]))
         return _drawn(("commonest failure in", "times", "error", "for instance"), rows)
-
-    def _suggestion(self, figures: list[StepFigures]) -> str | None:
-        """Suggest a smaller ``CONCURRENT_ITEMS`` where hardly any item waited in a pipeline."""
-        settings = self._crawler.settings
-        now = settings.getint("CONCURRENT_ITEMS")
-        count = self._crawler.stats.get_value
-        pages = count("response_received_count", 0)
-        items = count("item_scraped_count", 0) + count("item_dropped_count", 0) + self._failed
-        pipelines = [step for step in figures if "/" not in step.path]
-        if not pipelines or now <= _SEVERAL or not items or pages < _FEWEST_PAGES:
-            return None
-        waiting = max(step.p95 for step in pipelines)
-        per_page = items / pages
-        if waiting >= _LONG_ENOUGH or per_page > _SUGGESTED:
-            return None
-        return (
-            f"CONCURRENT_ITEMS = {_SUGGESTED} would make this crawl cheaper than {now}: its steps "
-            f"hardly waited (95% of the items within {_in_time(waiting)}), there were "
-            f"{per_page:.1f} items a page, and Scrapy prepares {now} workers for each page, "
-            "however few its items. Where steps begin to wait, raise it again."
-        )
 
 
 def _described(error: BaseException) -> str:

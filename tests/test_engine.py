@@ -622,3 +622,21 @@ async def test_an_element_may_cancel_what_iterates() -> None:
     await some_turns()
     assert issubclass(failures[0].type, CANCELLED)
     assert len(called) <= 5
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_cancelled_by_another_an_iteration_comes_to_its_end(turns: int) -> None:
+    calls = Calls()
+    taken = iter(range(10))
+
+    async def work(number: int) -> None:
+        await to_awaitable(calls.call(number))
+
+    iteration = Iteration(taken, 2, work)
+    ended = to_deferred(iteration.run())
+    for _ in range(turns):
+        await asyncio.sleep(0) if uses_asyncio() else await turn()
+    iteration.cancel()
+    await to_awaitable(ended)
+    assert next(taken) <= 2
+    assert sorted(calls.cancelled) == list(calls.outstanding)
