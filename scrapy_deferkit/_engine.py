@@ -598,6 +598,7 @@ PASSED: Final = object()
 END: Final = object()
 """What :meth:`Iteration.next` returns when there is nothing more."""
 
+_TURN: Final = object()
 _SLICE = 0.01  # seconds after which the loop gets a turn
 
 
@@ -662,7 +663,7 @@ class Iteration:
         self._passed: Any = END
         self._error: BaseException | None = None
         self._wake: Deferred[None] | None = None
-        self._until = 0.0  # when the loop has to have a turn; 0 if that is to be found out
+        self._until = 0.0  # when the loop has to have a turn
 
     async def run(self, face: Face = COROUTINE) -> None:
         """Call *call* for every element, none of which is passed."""
@@ -683,6 +684,7 @@ class Iteration:
                 if face.is_cancelled:
                     raise CancelledError
                 if self._may_lead():
+                    self._until = monotonic() + _SLICE
                     pending = await self._lead(face)
                     if pending is not None:
                         await self._begin(pending, face)
@@ -740,62 +742,76 @@ class Iteration:
     async def _lead(self, face: Face) -> Any:
         """Take elements and call until a result is pending; return that, or ``None``."""
         self._is_led = True
-        while self._has_room() and not face.is_cancelled:
-            now = monotonic()
-            if now >= self._until:
-                if self._until:
-                    await face.turn()
-                    now = monotonic()
-                self._until = now + _SLICE
-            try:
-                if self._is_async:
+        elements: Any = self._source
+        pending: Any = _TURN
+        while pending is _TURN and self._has_room() and not face.is_cancelled:
+            if monotonic() >= self._until:
+                await face.turn()
+                self._until = monotonic() + _SLICE
+            if self._is_async:
+                elements = ()
+                try:
                     element = await face.wait(anext(self._source))
                     if isinstance(element, Failure):
                         element.raiseException()
-                    if not self._has_room():  # it was stopped meanwhile
-                        break
-                else:
-                    element = next(self._source)
-            except (StopIteration, StopAsyncIteration):
-                self._is_over = True
-                break
-            except GeneratorExit:
-                raise
-            except CANCELLED:
-                raise
-            except BaseException as error:
-                self._fail(error)
-                break
-            pending = self._call_for(element)
-            if pending is not None:
-                self._outstanding += 1
-                self._is_led = False
-                return pending
-            if self._passed is not END:
-                break
+                    if self._has_room():  # it may have been stopped meanwhile
+                        elements = (element,)
+                except StopAsyncIteration:
+                    self._is_over = True
+                except GeneratorExit:
+                    raise
+                except CANCELLED:
+                    raise
+                except BaseException as error:
+                    self._fail(error)
+            pending = self._work_on(elements)
         self._is_led = False
-        return None
+        return None if pending is _TURN else pending
 
-    def _call_for(self, element: Any) -> Any:
-        """Call for *element*; return what has to be waited for, if there is anything."""
-        self._element = element
+    def _work_on(self, elements: Any) -> Any:
+        """Call for *elements* until a result is pending; return that.
+
+        ``None`` if there is nothing more to be done, and ``_TURN`` if there may be: the loop has to
+        have a turn, or another element has to be taken.
+        """
+        call = self._call
         try:
-            result = self._call(element)
+            for element in elements:
+                self._element = element
+                pending = call(element)
+                cls = type(pending)
+                if cls is not _COROUTINE:
+                    kind = _KINDS[cls] if cls in _KINDS else _learn(cls)
+                    if kind == _PENDING or (kind == _GENERATOR and is_awaitable(pending)):
+                        pending = self._unfired(pending)
+                    elif pending is PASSED:
+                        self._passed = element
+                        return None
+                    else:
+                        pending = None
+                if pending is not None:
+                    self._outstanding += 1
+                    return pending
+                if self._is_over or self._outstanding >= self.count:
+                    return None
+                if monotonic() >= self._until:
+                    return _TURN
+            if not self._is_async:
+                self._is_over = True
         except BaseException as error:
             self._fail(error)
-            return None
-        if result is PASSED:
-            self._passed = element
-        if not is_pending(result):
-            return None
-        while isinstance(result, Deferred):
-            results: list[Any] = []
-            result.addBoth(_keep_in(results))
+        return _TURN
+
+    def _unfired(self, pending: Any) -> Any:
+        """Return what has to be waited for: *pending*, unless it is a Deferred that has fired."""
+        results: list[Any] = []
+        while isinstance(pending, Deferred):
+            pending.addBoth(_keep_in(results))
             if not results:
                 break
-            result.addErrback(lambda _: None)  # it is known
-            result = self._end(self._element, results[0])
-        return result
+            pending.addErrback(lambda _: None)  # it is known
+            pending = self._end(self._element, results.pop())
+        return pending
 
     def _end(self, element: Any, result: Any) -> Any:
         """Take the result of the call for *element*, or its Failure, which was waited for.
@@ -815,9 +831,6 @@ class Iteration:
         worker.running = face.begin(worker.coroutine)
         if worker.holds_lead and worker.pending is not None:
             await until_begun()
-        self._release_lead(worker)
-
-    def _release_lead(self, worker: _Worker) -> None:
         if worker.holds_lead:
             worker.holds_lead = self._is_led = False
 
@@ -829,7 +842,10 @@ class Iteration:
                     _discard(pending)
                     return
                 try:
-                    result = await face.wait(pending)
+                    if face is COROUTINE and type(pending) is _COROUTINE:
+                        result = await pending
+                    else:
+                        result = await face.wait(pending)
                 except GeneratorExit:
                     raise
                 except BaseException:
@@ -843,12 +859,17 @@ class Iteration:
                     continue
                 self._outstanding -= 1
                 if worker.holds_lead:
-                    self._release_lead(worker)
+                    worker.holds_lead = self._is_led = False
                 else:
-                    self._until = 0.0  # the loop has had a turn
-                if not (self._workers_lead and self._may_lead()):
+                    self._until = monotonic() + _SLICE  # the loop has had a turn
+                if not self._workers_lead or self._is_led or not self._may_lead():
                     return
-                pending = await self._lead(face)
+                if self._is_async or monotonic() >= self._until:
+                    pending = await self._lead(face)
+                else:
+                    pending = self._work_on(self._source)
+                    if pending is _TURN:
+                        pending = await self._lead(face)
                 worker.element = self._element
                 if self._wake is not None and self._may_lead():
                     call_soon(self._wake_up)  # when what is pending has begun
