@@ -25,7 +25,7 @@ from ._scrapy import (
 )
 from ._slots import Slots
 from .delivery import PIPELINES, SPIDER_STACK, Visit, current_visit
-from .exceptions import StepCancelled, text_of
+from .exceptions import DeferKitError, StepCancelled, text_of
 from .replay import Replay, is_spider_stack
 
 if TYPE_CHECKING:
@@ -119,8 +119,13 @@ class ItemGate:
             # At once: a spider that finds more to do when it is idle would go on for ever.
             close_spider(self._crawler, "finished")
 
-    def process_start_requests(self, start_requests: Iterable[Any]) -> Iterable[Any]:
+    def process_start_requests(self, start_requests: Iterable[Any], spider: Any) -> Iterable[Any]:
         """Return *start_requests* as they are; for old-style middlewares of Scrapy 2.15."""
+        if self._crawler.settings.get("DEFERKIT_REPLAY") is not None:
+            raise DeferKitError(
+                "dead letters cannot be replayed with spider middlewares that have "
+                "process_start_requests() alone: let them have process_start() too"
+            )
         return start_requests
 
     async def _until_closing(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -112,32 +112,6 @@ async def test_it_is_not_there_where_it_is_off(caplog: pytest.LogCaptureFixture)
     assert not [it for it in caplog.records if it.name == "scrapy_deferkit.report"]
 
 
-# ---------------------------------------------------------------------------- the suggestion
-
-
-@pytest.mark.parametrize(
-    ("pipeline", "items", "setting", "suggested"),
-    [
-        (Quick, 2, 100, True),
-        (Quick, 8, 17, True),
-        (Quick, 2, 16, False),  # it is small already
-        (Quick, 9, 100, False),  # many items a page
-        (Quick, 0, 100, False),  # nothing was scraped
-        (Slow, 2, 100, False),  # its steps wait
-    ],
-)
-async def test_fewer_concurrent_items_are_suggested_only_where_that_helps(
-    caplog: pytest.LogCaptureFixture, pipeline: Any, items: int, setting: int, suggested: bool
-) -> None:
-    caplog.set_level(logging.INFO)
-    pages = [page(*numbered(items, start)) for start in range(0, 100, 10)]
-    await crawl_with(pipeline, pages=pages, CONCURRENT_ITEMS=setting)
-    text = report_of(caplog)
-    assert ("CONCURRENT_ITEMS = 8" in text) is suggested
-    if suggested:
-        assert f"than {setting}" in text
-
-
 # -------------------------------------------------------------------------- many failures
 
 
