@@ -14,7 +14,7 @@ from ._crawl import count, crawl_of
 from ._ends import end_as_failed, spawn_ending
 from ._engine import END, PASSED, Iteration, resolve, shield
 from ._lifecycle import close_spider
-from ._runtime import CANCELLED
+from ._runtime import CANCELLED, call_soon
 from ._scrapy import (
     engine_of,
     is_closing,
@@ -24,6 +24,7 @@ from ._scrapy import (
     wrap_errback_output,
 )
 from ._slots import Slots
+from ._stack import contained
 from .delivery import PIPELINES, SPIDER_STACK, Visit, current_visit
 from .exceptions import DeferKitError, StepCancelled, text_of
 from .replay import Replay, is_spider_stack
@@ -183,7 +184,7 @@ class ItemGate:
             self._refuse(visit, response)
             raise
         finally:
-            iteration.go_on()
+            call_soon(iteration.go_on)  # when this item has begun
         if is_start and is_closing(self._crawler):
             self._slots.release()
             self._refuse(visit, response)
@@ -231,8 +232,11 @@ class ItemGate:
                 await self._process_again(visit)
             else:
                 await self._engine.scraper.start_itemproc_async(visit.item, response=response)
-        except Exception as error:  # of a log formatter, say: the other items go on
-            self._note_error(visit, error)
+        except BaseException as error:  # of a log formatter, say: the other items go on
+            failure = contained(error)
+            if failure is None:
+                raise
+            self._note_error(visit, failure)
         finally:
             visit.leave()
             self._crawl.items.end()
