@@ -688,7 +688,7 @@ class Iteration:
                     pending = await self._lead(face)
                     if pending is not None:
                         await self._begin(pending, face)
-                elif self._workers:
+                elif self._workers or self._is_paused:
                     self._wake = Deferred()
                     await face.wait(self._wake)
                 else:

@@ -58,6 +58,8 @@ class Slots:
 
     async def wait(self) -> None:
         """Wait until a slot is free, and take it."""
+        if self.take():  # one has been given back since
+            return
         turn: Deferred[None] = Deferred(self._waiting.remove)
         if not self._waiting:
             self._last_end = now()

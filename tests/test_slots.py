@@ -72,6 +72,17 @@ async def test_items_enter_in_their_order_as_slots_are_given_back(clock: Clock) 
     await stage.clear()
 
 
+async def test_a_slot_that_is_given_back_before_one_waits_for_it_is_not_missed(
+    clock: Clock,
+) -> None:
+    stage = Stage(1)
+    assert stage.slots.take()
+    assert not stage.slots.take()
+    stage.slots.release()
+    await stage.slots.wait()
+    assert stage.slots.taken == 1
+
+
 async def test_who_is_cancelled_while_it_waits_takes_no_slot(clock: Clock) -> None:
     stage = Stage(1)
     stage.enter(0)
