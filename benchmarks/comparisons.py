@@ -231,7 +231,7 @@ async def each_suspended() -> tuple[Measurement, Measurement]:
 
 
 @comparison(
-    "Each over 2,000 coroutines that never suspend | Scrapy's _parallel_asyncio", target=2.0
+    "Each over 2,000 coroutines that never suspend | Scrapy's _parallel_asyncio", target=3.0
 )
 async def each_of_coroutines() -> tuple[Measurement, Measurement]:
     return each_and_scrapys(pass_on_coroutine)
@@ -243,12 +243,12 @@ async def each_plain() -> tuple[Measurement, Measurement]:
     return awaits(lambda: each({"elements": ELEMENTS})), time_of_elements(1.5e-6)
 
 
-@comparison("parallel_async over 2,000 that suspend | Scrapy's _parallel_asyncio", target=0.95)
+@comparison("parallel_async over 2,000 that suspend | Scrapy's _parallel_asyncio", target=1.0)
 async def parallel_async_suspended() -> tuple[Measurement, Measurement]:
     return parallel_async_and_scrapys(pass_on_suspended)
 
 
-@comparison("parallel_async, 2,000 that never suspend | Scrapy's _parallel_asyncio", target=2.0)
+@comparison("parallel_async, 2,000 that never suspend | Scrapy's _parallel_asyncio", target=3.0)
 async def parallel_async_of_coroutines() -> tuple[Measurement, Measurement]:
     return parallel_async_and_scrapys(pass_on_coroutine)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from functools import partial
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, get_origin
 
 from scrapy.exceptions import CloseSpider, DropItem
@@ -410,22 +411,18 @@ class _Elements(Iteration):
     def _process(self, position: int) -> Any:
         """Call the processor; return what has to be awaited where there is something."""
         element = self.outcomes[position]
-        try:
-            if self._copies:
-                self._before[position] = copy_item(element)
-        except Exception as error:
-            mark_step(error, self._each.name)
-            self._fail_element(position, Failure())
-            return None
+        if self._copies:
+            self._before[position] = copy_item(element)
         try:
             result = self._step_call(element, *self._args, **self._kwargs)
         except BaseException:
             result = Failure()
-        if not is_special(result):
-            self.outcomes[position] = result
-            return None
-        if not is_pending(result):
-            return self._failed(position, result)
+        if type(result) is not CoroutineType:  # what is pending mostly is
+            if not is_special(result):
+                self.outcomes[position] = result
+                return None
+            if not is_pending(result):
+                return self._failed(position, result)
         if not self._waiting:
             self._forget = note_wait(self._each._calls)
         self._waiting += 1
@@ -444,7 +441,7 @@ class _Elements(Iteration):
         if not is_plain and is_pending(result):
             return result
         self._waiting -= 1
-        if not self._waiting:
+        if self._forget is not None and not self._waiting:
             self._forget_wait()
         if not is_plain:
             return self._failed(position, result)
