@@ -63,8 +63,9 @@ class Slots:
         turn: Deferred[None] = Deferred(self._waiting.remove)
         if not self._waiting:
             self._last_end = now()
-            self._look_after(QUIET)
         self._waiting.append(turn)
+        if self._timer is None:
+            self._look_after(QUIET)
         await granted(turn, self.release)
 
     def release(self) -> None:
@@ -78,7 +79,7 @@ class Slots:
 
     def _give(self) -> None:
         self._giving = None
-        for _ in range(min(len(self._waiting), self._bound - self.taken)):
+        while self._waiting and self.taken < self._bound:
             self._let_in()
 
     def _let_in(self) -> None:
@@ -89,6 +90,7 @@ class Slots:
         self._timer = Timer(seconds, self._look)
 
     def _look(self) -> None:
+        self._timer = None
         if not self._waiting:
             return
         quiet = now() - self._last_end

@@ -55,6 +55,7 @@ class Visit:
         "_crawl",
         "_release",
         "asks",
+        "has_ended",
         "has_left",
         "is_taken",
         "item",
@@ -79,7 +80,7 @@ class Visit:
         is_kept = letter is None and crawl.delivery is not None
         self._as_entered = crawl.delivery.copy(item) if is_kept else None
         self._release: Callable[[Visit], object] | None = None
-        self.is_taken = self.has_left = self.asks = False
+        self.is_taken = self.has_ended = self.has_left = self.asks = False
 
     @classmethod
     def taken(cls, item: Any) -> Visit | None:
@@ -111,6 +112,7 @@ class Visit:
 
     def done(self) -> None:
         """End as scraped or dropped: a letter that was replayed is delivered."""
+        self.has_ended = True
         self._crawl.ended += 1
         if self.letter is not None:
             self._crawl.delivery.delivered(self.letter)
@@ -121,6 +123,7 @@ class Visit:
         Whoever waits for that may be cancelled; the letter is written all the same.
         """
         crawl = self._crawl
+        self.has_ended = True
         crawl.ended += 1
         if crawl.on_failed is not None:
             crawl.on_failed()
@@ -144,7 +147,9 @@ class Delivery:
         self.config = config
         self.codec = Codec.from_settings(crawler.settings)
         self.letters = LetterBox(crawler, config)
-        self._run = uuid.uuid4().hex
+        self.run = uuid.uuid4().hex
+        """What the ids of this crawl's letters begin with."""
+
         self._numbers = itertools.count(1)
         self._told: set[str] = set()
         crawler.signals.connect(self.close, signals.engine_stopped)
@@ -171,10 +176,20 @@ class Delivery:
     # ---------------------------------------------------------------------- items as they entered
 
     def copy(self, item: Any) -> Any:
-        """Return *item* as it is now: a copy if that shares nothing, else its stored form."""
+        """Return *item* as it is now: a copy if that shares nothing, else its stored form.
+
+        Whatever the item raises, it is processed: its row then says that nothing is known of it.
+        """
         if type(item) is dict and ATOMS.issuperset(map(type, item.values())):
             return item.copy()  # what most items are, in half of the time
-        return copy_item(item) if is_simple(item) else self._encode(item)
+        try:
+            return copy_item(item) if is_simple(item) else self._encode(item)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            self._log(logging.ERROR, "An item cannot be copied: %s", text_of(error))
+            nothing = self.codec.encode(None)
+            return Encoded(nothing.text, nothing.item_type, (f"the item: {text_of(error)}",))
 
     def _encode(self, item: Any) -> Encoded:
         encoded = self.codec.encode(item)
@@ -223,7 +238,7 @@ class Delivery:
         spider = self.crawler.spider
         assert spider is not None
         return Failed(
-            id=f"{self._run}-{next(self._numbers)}" if visit.letter is None else visit.letter.id,
+            id=f"{self.run}-{next(self._numbers)}" if visit.letter is None else visit.letter.id,
             spider=spider.name,
             spider_args=json.dumps(_arguments_of(spider)),
             stage=visit.stage,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from inspect import isasyncgenfunction
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
+from scrapy.exceptions import CloseSpider
 from scrapy.http import Request, Response
 
 from ._config import Config
@@ -24,7 +26,6 @@ from ._scrapy import (
     wrap_errback_output,
 )
 from ._slots import Slots
-from ._stack import contained
 from .delivery import PIPELINES, SPIDER_STACK, Visit, current_visit
 from .exceptions import DeferKitError, StepCancelled, text_of
 from .replay import Replay, is_spider_stack
@@ -37,6 +38,21 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
+
+
+class _Items(Iteration):
+    """The items of one output."""
+
+    def __init__(
+        self, crawler: Crawler, outputs: Any, count: int | None, take: Any, in_one_task: bool
+    ) -> None:
+        super().__init__(outputs, count, take, workers_lead=not in_one_task, is_detached=True)
+        self._crawler = crawler
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, CloseSpider):  # Scrapy hears of it when the items have ended
+            close_spider(self._crawler, error.reason or "cancelled")
+        super()._fail(error)
 
 
 class ItemGate:
@@ -80,7 +96,9 @@ class ItemGate:
         engine.scraper.concurrent_items = 1
         wrap_errback_output(
             engine.scraper,
-            lambda outputs, request, failure: self._requests(outputs, failure, request.url),
+            lambda outputs, request, failure: self._requests(
+                outputs, failure, request.url, self._of_response
+            ),
         )
         wrap_closing(engine, self._close)
 
@@ -98,8 +116,13 @@ class ItemGate:
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
         """Yield the requests of *result*; ends when its items have."""
-        requests = self._requests(result, response, getattr(response, "url", None))
-        async for request in requests:
+        url = getattr(response, "url", None)
+        callback = getattr(getattr(response, "request", None), "callback", None)
+        # An asynchronous one may have a time limit around what it yields, which is its task's.
+        in_one_task = isasyncgenfunction(callback or getattr(self._crawler.spider, "parse", None))
+        async for request in self._requests(
+            result, response, url, self._of_response, in_one_task=in_one_task
+        ):
             yield request
 
     async def process_start(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -108,9 +131,11 @@ class ItemGate:
         Items never run in the task that iterates *start*, which Ctrl-C cancels.
         """
         replay = Replay.of(self._crawler)
-        source = self._until_closing(start) if replay is None else replay.visits()
+        source = start if replay is None else replay.visits()
+        # A replay takes no letter that does not enter: it is under a lease.
+        count = None if replay is None else self._of_crawl
         try:
-            async for request in self._requests(source, None, None, is_start=True):
+            async for request in self._requests(source, None, None, count, is_start=True):
                 yield request
         except CANCELLED:
             # Scrapy takes a cancellation by Twisted for an error of start().
@@ -129,22 +154,19 @@ class ItemGate:
             )
         return start_requests
 
-    async def _until_closing(self, start: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for output in start:
-            if is_closing(self._crawler):
-                return
-            yield output
-
     async def _requests(
         self,
         outputs: AsyncIterator[Any],
         response: Any,
         page_url: str | None,
+        count: int | None,
         *,
         is_start: bool = False,
+        in_one_task: bool = True,
     ) -> AsyncIterator[Any]:
-        """Yield the requests of *outputs*, and have the items processed meanwhile.
+        """Have the items of *outputs* processed, *count* at once; yield the requests of a start.
 
+        Those of a response are crawled at once: one that cannot be would end Scrapy's only worker.
         Items that have begun are processed, whatever becomes of *outputs*.
         """
 
@@ -152,26 +174,37 @@ class ItemGate:
             if output is None:
                 return None
             if isinstance(output, Request):
-                return PASSED
+                return PASSED if is_start else self._crawl_request(output)
             is_visit = isinstance(output, Visit)
             visit = output if is_visit else Visit(self._crawl, PIPELINES, output, page_url)
+            if is_start and is_closing(self._crawler):
+                iteration.stop()
+                self._refuse(visit, response)
+                return None
             if self._slots.take():
                 return self._process(visit, response, is_start)
             iteration.pause()
             return self._wait_and_process(iteration, visit, response, is_start)
 
-        iteration = Iteration(
-            outputs,
-            self._of_crawl if is_start else self._of_response,
-            take,
-            workers_lead=not is_start,
-            is_detached=True,
-        )
+        iteration = _Items(self._crawler, outputs, count, take, in_one_task)
         try:
             while (request := await iteration.next()) is not END:
                 yield request
         finally:
             iteration.stop()
+
+    def _crawl_request(self, request: Request) -> None:
+        try:
+            self._engine.crawl(request)
+        except Exception as error:
+            logger.error(
+                "%s cannot be scheduled: %s",
+                request,
+                text_of(error),
+                exc_info=error,
+                extra={"spider": self._crawler.spider},
+            )
+            count(self._crawler, "requests/errors")
 
     async def _wait_and_process(
         self, iteration: Iteration, visit: Visit, response: Any, is_start: bool
@@ -180,12 +213,15 @@ class ItemGate:
         started = perf_counter()
         try:
             await self._slots.wait()
+        except GeneratorExit:
+            raise
         except BaseException:
             self._refuse(visit, response)
-            raise
+            return
         finally:
             call_soon(iteration.go_on)  # when this item has begun
         if is_start and is_closing(self._crawler):
+            iteration.stop()
             self._slots.release()
             self._refuse(visit, response)
             return
@@ -195,7 +231,7 @@ class ItemGate:
 
     def _refuse(self, visit: Visit, response: Any) -> None:
         if visit.letter is None:  # a letter stays as it is, for the next replay
-            error = StepCancelled("the crawl was stopped while the item waited for a slot")
+            error = StepCancelled("the crawl was stopped, or what ran the item was cancelled")
             spawn_ending(self._crawler, end_as_failed(self._crawler, visit, response, error))
 
     def _release(self, visit: Visit) -> None:
@@ -232,11 +268,12 @@ class ItemGate:
                 await self._process_again(visit)
             else:
                 await self._engine.scraper.start_itemproc_async(visit.item, response=response)
+        except GeneratorExit:
+            raise
         except BaseException as error:  # of a log formatter, say: the other items go on
-            failure = contained(error)
-            if failure is None:
-                raise
-            self._note_error(visit, failure)
+            self._note_error(visit, error)
+            if visit.is_taken and not visit.has_ended:  # what runs the item was cancelled
+                self._refuse(visit, response)
         finally:
             visit.leave()
             self._crawl.items.end()
@@ -251,8 +288,13 @@ class ItemGate:
                 return
         page = None if visit.page_url is None else Response(visit.page_url)
         await scraper.start_itemproc_async(visit.item, response=page)
+        if not visit.is_taken:
+            raise DeferKitError(
+                "ITEM_PROCESSOR has processed another object than the item that came, so it is not "
+                "known what became of the dead letter, which stays"
+            )
 
-    def _note_error(self, visit: Visit, error: Exception) -> None:
+    def _note_error(self, visit: Visit, error: BaseException) -> None:
         logger.error(
             "An error outside the pipelines, with an item of %s: %s",
             visit.origin,

@@ -134,7 +134,9 @@ class Replay:
                     return
                 if now() >= self._lasts_until:  # the process was stopped, or its loop blocked
                     await self._renew()
-                if letter.id in self._held:  # else another replay has it
+                if letter.id.startswith(self._delivery.run):  # it is this crawl's own
+                    del self._held[letter.id]
+                elif letter.id in self._held:  # else another replay has it
                     yield letter
 
     def _ids(self) -> frozenset[str]:

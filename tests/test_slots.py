@@ -165,6 +165,28 @@ async def test_slow_items_keep_the_bound_unless_nothing_is_downloaded_for_long(
     await stage.clear()
 
 
+async def test_there_is_one_timer_however_often_somebody_begins_to_wait(clock: Clock) -> None:
+    stage = Stage(1, is_asking=True)
+    stage.enter(0)
+    for number in range(1, 50):
+        stage.enter(number)
+        await settle()
+        clock.advance(0.1)
+        stage.slots.release()
+        clock.advance(0)
+        await settle()
+    assert len(clock.getDelayedCalls()) == 1
+    stage.enter(50)
+    stage.enter(51)
+    await settle()
+    clock.advance(30)
+    await settle()
+    assert stage.overdrawn <= 3
+    await stage.clear()
+    stage.slots.close()
+    assert not clock.getDelayedCalls()
+
+
 async def test_items_of_fifteen_seconds_never_exceed_the_bound(clock: Clock) -> None:
     stage = Stage(3, is_idle=True)
     for number in range(12):

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 import scrapy
 from scrapy import signals
+from scrapy.dupefilters import RFPDupeFilter
 from scrapy.exceptions import CloseSpider
 from scrapy.http import Request
 from scrapy.logformatter import LogFormatter
 from scrapy.statscollectors import MemoryStatsCollector
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from scrapy_deferkit import Chain, DeferKitItemProcessor, StackSpiderMiddleware
 from scrapy_deferkit._runtime import Latch, call_soon, sleep, to_awaitable, turn, uses_asyncio
+from scrapy_deferkit._scrapy import is_closing
 from scrapy_deferkit.deadletters import DeadLetter, DeadLetters
 from scrapy_deferkit.signals import item_dead_lettered
 
@@ -172,21 +174,145 @@ async def test_items_that_have_begun_are_processed_when_the_callback_raises() ->
 
 
 class CutsOff:
-    """Stands even nearer to the engine, and takes the first request only."""
+    """Takes the first six outputs only."""
 
     async def process_spider_output(self, response: Any, result: Any) -> AsyncIterator[Any]:
+        number = 0
         async for output in result:
             yield output
-            return
+            number += 1
+            if number == 6:
+                return
 
 
 async def test_items_that_have_begun_are_processed_when_the_output_is_cut_short() -> None:
     trace = await crawl_with(
-        Counting, pages=["data:,first"], spider=Mixed, SPIDER_MIDDLEWARES={CutsOff: -2_000_000}
+        Counting, pages=["data:,first"], spider=Mixed, SPIDER_MIDDLEWARES={CutsOff: 100}
     )
     assert trace.reason == "finished"
-    assert len(trace.of("request_scheduled")) == 2
-    assert len(trace.scraped) == len(trace.of("item_scraped"))
+    assert len(trace.of("request_scheduled")) == 5
+    assert numbers(trace.scraped) == [1, 2]
+
+
+class Refusing(RFPDupeFilter):
+    """Cannot look at one request."""
+
+    def request_seen(self, request: Request) -> bool:
+        if request.url == "data:,7":
+            raise ConnectionError("the filter is away")
+        return super().request_seen(request)
+
+
+async def test_a_request_that_cannot_be_scheduled_costs_no_other_and_no_item() -> None:
+    trace = await crawl_with(
+        Counting, pages=["data:,first"], spider=Mixed, DUPEFILTER_CLASS=Refusing
+    )
+    assert trace.reason == "finished"
+    assert len(trace.scraped) == 20
+    assert len(trace.of("response_received")) == 30
+    assert any("<GET data:,7> cannot be scheduled" in it for it in trace.messages)
+
+
+async def test_an_asynchronous_callback_is_iterated_in_one_task() -> None:
+    tasks: set[Any] = set()
+
+    class OneTask(Starting):
+        async def parse(self, response: Any) -> AsyncIterator[Any]:  # type: ignore[override]
+            for number in range(20):
+                tasks.add(asyncio.current_task() if uses_asyncio() else None)
+                yield {"number": number}
+
+    trace = await crawl_with(Counting, pages=["data:,"], spider=OneTask, CONCURRENT_ITEMS=2)
+    assert len(trace.scraped) == 20
+    assert len(tasks) == 1
+
+
+class CancelsItself:
+    """Cancels what runs the item, as a library that has lost count of its scopes may do."""
+
+    async def process_item(self, item: Any) -> Any:
+        await turn()
+        if item["number"] == 2:
+            if uses_asyncio():
+                asyncio.current_task().cancel()  # type: ignore[union-attr]
+                await asyncio.sleep(1)
+            raise CancelledError
+        return item
+
+
+async def test_an_item_whose_worker_is_cancelled_fails_and_the_others_go_on(url: str) -> None:
+    trace = await crawl_with(
+        CancelsItself, pages=[page(*numbered(6))], DEFERKIT_DEAD_LETTERS_URL=url
+    )
+    assert trace.reason == "finished"
+    assert numbers(trace.scraped) == [0, 1, 3, 4, 5]
+    assert [item["number"] for item, *_ in trace.failed] == [2]
+    assert len(letters_at(url)) == 1
+
+
+class Interrupting(dict[str, Any]):
+    """Raises what is not an Exception, whatever one asks of it."""
+
+    def values(self) -> Any:
+        raise BaseException("nothing is to be seen here")
+
+    keys = items = __iter__ = values  # type: ignore[assignment]
+
+
+async def test_an_item_that_cannot_be_looked_at_is_processed_and_harms_no_other() -> None:
+    class Yields(Starting):
+        def parse(self, response: Any) -> Any:
+            yield from numbered(3)
+            yield Interrupting(number=3)
+            yield from numbered(3, 4)
+
+    trace = await crawl_with(Counting, pages=["data:,"], spider=Yields)
+    assert trace.reason == "finished"
+    assert numbers(trace.scraped) == list(range(7))
+
+
+async def test_close_spider_of_a_callback_closes_at_once_whatever_its_items_wait_for() -> None:
+    class Closes(Starting):
+        def parse(self, response: Any) -> Any:
+            yield {"number": 0}
+            raise CloseSpider("enough")
+
+    class UntilClosing:
+        @classmethod
+        def from_crawler(cls, crawler: Any) -> Any:
+            self = cls()
+            self.crawler = crawler
+            return self
+
+        async def process_item(self, item: Any) -> Any:
+            while not is_closing(self.crawler):
+                await turn()
+            return item
+
+    trace = await crawl_with(UntilClosing, pages=["data:,"], spider=Closes)
+    assert (trace.reason, len(trace.scraped)) == ("enough", 1)
+
+
+async def test_requests_behind_items_of_start_that_wait_for_them_are_taken() -> None:
+    class Needs(Starting):
+        async def start(self) -> AsyncIterator[Any]:
+            yield {"number": 0}
+            yield {"number": 1}
+            yield Request(page({"number": 2}))
+
+    class WaitsForTheLast:
+        def open_spider(self) -> None:
+            self.ready = Latch()
+
+        async def process_item(self, item: Any) -> Any:
+            if item["number"] == 2:
+                self.ready.open()
+            else:
+                await self.ready.wait()
+            return item
+
+    trace = await crawl_with(WaitsForTheLast, spider=Needs, DEFERKIT_CONCURRENT_ITEMS=3)
+    assert numbers(trace.scraped) == [0, 1, 2]
 
 
 async def test_nothing_more_is_taken_from_a_callback_while_an_item_waits_for_a_slot() -> None:
