@@ -87,7 +87,9 @@ def _check_database(file: Path, url: str) -> None:
     _check_writable(file)
     _check_writable(file.parent)
     # "rw" opens a file that is there, and creates none.
-    connecting = sqlite3.connect(f"{file.as_uri()}?mode=rw", 0, uri=True, isolation_level=None)
+    connecting = sqlite3.connect(
+        f"{file.as_uri()}?mode=rw", timeout=0, uri=True, isolation_level=None
+    )
     with closing(connecting) as connection:
         connection.text_factory = text_or_bytes
         of_meta = f"SELECT 1 FROM sqlite_master WHERE name = '{META_TABLE}'"
