@@ -56,7 +56,9 @@ class _Items(Iteration):
 
 
 class ItemGate:
-    """Have the items of spider output processed, each with its response at hand; requests pass.
+    """Have the items of spider output processed, each with its response at hand.
+
+    Requests of a response are crawled in their order; those of ``start()`` pass.
 
     It stands next to the engine; the add-on puts it there. At most ``CONCURRENT_ITEMS`` items of
     one response, and ``DEFERKIT_CONCURRENT_ITEMS`` of the crawl, are in the item stage at once,
@@ -92,7 +94,7 @@ class ItemGate:
         engine = engine_of(self._crawler)
         assert engine is not None
         self._engine = engine
-        # Scrapy reads it for each output: its workers carry requests alone now.
+        # Scrapy reads it for each output: its workers have nothing to carry now.
         engine.scraper.concurrent_items = 1
         wrap_errback_output(
             engine.scraper,
@@ -115,7 +117,10 @@ class ItemGate:
     async def process_spider_output(
         self, response: Response, result: AsyncIterator[Any]
     ) -> AsyncIterator[Any]:
-        """Yield the requests of *result*; ends when its items have."""
+        """Have the items of *result* processed and its requests crawled; yields nothing.
+
+        Ends when the items have.
+        """
         url = getattr(response, "url", None)
         callback = getattr(getattr(response, "request", None), "callback", None)
         # An asynchronous one may have a time limit around what it yields, which is its task's.
@@ -179,7 +184,7 @@ class ItemGate:
             visit = output if is_visit else Visit(self._crawl, PIPELINES, output, page_url)
             if is_start and is_closing(self._crawler):
                 iteration.stop()
-                self._refuse(visit, response)
+                self._refuse(visit, response, "the crawl was closed before the item could enter")
                 return None
             if self._slots.take():
                 return self._process(visit, response, is_start)
@@ -216,22 +221,22 @@ class ItemGate:
         except GeneratorExit:
             raise
         except BaseException:
-            self._refuse(visit, response)
+            self._refuse(visit, response, "the crawl was stopped while the item waited for a slot")
             return
         finally:
             call_soon(iteration.go_on)  # when this item has begun
         if is_start and is_closing(self._crawler):
             iteration.stop()
             self._slots.release()
-            self._refuse(visit, response)
+            self._refuse(visit, response, "the crawl was closed while the item waited for a slot")
             return
         if self._crawl.stats is not None:
             self._crawl.stats.note_waiting(perf_counter() - started)
         await self._process(visit, response, is_start)
 
-    def _refuse(self, visit: Visit, response: Any) -> None:
+    def _refuse(self, visit: Visit, response: Any, reason: str) -> None:
         if visit.letter is None:  # a letter stays as it is, for the next replay
-            error = StepCancelled("the crawl was stopped, or what ran the item was cancelled")
+            error = StepCancelled(reason)
             spawn_ending(self._crawler, end_as_failed(self._crawler, visit, response, error))
 
     def _release(self, visit: Visit) -> None:
@@ -273,7 +278,7 @@ class ItemGate:
         except BaseException as error:  # of a log formatter, say: the other items go on
             self._note_error(visit, error)
             if visit.is_taken and not visit.has_ended:  # what runs the item was cancelled
-                self._refuse(visit, response)
+                self._refuse(visit, response, "what ran the item was cancelled")
         finally:
             visit.leave()
             self._crawl.items.end()
