@@ -18,7 +18,7 @@ from scrapy.statscollectors import MemoryStatsCollector
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from scrapy_deferkit import Chain, DeferKitItemProcessor, StackSpiderMiddleware
+from scrapy_deferkit import Chain, DeferKitItemProcessor, StackSpiderMiddleware, _slots
 from scrapy_deferkit._runtime import Latch, call_soon, sleep, to_awaitable, turn, uses_asyncio
 from scrapy_deferkit._scrapy import is_closing
 from scrapy_deferkit.deadletters import DeadLetter, DeadLetters
@@ -293,7 +293,12 @@ async def test_close_spider_of_a_callback_closes_at_once_whatever_its_items_wait
     assert (trace.reason, len(trace.scraped)) == ("enough", 1)
 
 
-async def test_requests_behind_items_of_start_that_wait_for_them_are_taken() -> None:
+async def test_requests_behind_items_of_start_that_fill_the_slots_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_slots, "QUIET", 0.02)
+    monkeypatch.setattr(_slots, "VERY_QUIET", 0.05)
+
     class Needs(Starting):
         async def start(self) -> AsyncIterator[Any]:
             yield {"number": 0}
@@ -311,7 +316,7 @@ async def test_requests_behind_items_of_start_that_wait_for_them_are_taken() -> 
                 await self.ready.wait()
             return item
 
-    trace = await crawl_with(WaitsForTheLast, spider=Needs, DEFERKIT_CONCURRENT_ITEMS=3)
+    trace = await crawl_with(WaitsForTheLast, spider=Needs, DEFERKIT_CONCURRENT_ITEMS=2)
     assert numbers(trace.scraped) == [0, 1, 2]
 
 
