@@ -41,11 +41,7 @@ def copy_item(item: Any) -> Any:
     (True, False, True)
     """
     try:
-        cls: type = type(item)
-        if cls in ATOMS:
-            return item
-        copier = _copier(cls)
-        return item if copier is None else copier(item, _LEVELS)
+        return _copy(item, _LEVELS)
     except Exception:  # a class may do anything when it is copied
         return _copy_graph(item)
 
@@ -139,14 +135,38 @@ _COPY_HOOKS = (
 class _Kind(NamedTuple):
     """How values of a class are copied."""
 
-    copy: Callable[[Any, int], Any]
-    """With all that is in them, so many levels deep; may raise."""
     outer: Callable[[Any], Any]
-    """Without what is in them, which is shared."""
+    """Copy the value without what is in it, which is shared; may return the value itself."""
     parts: Callable[[Any], Iterable[tuple[Any, Any]]]
-    """What is in them, each by a key."""
+    """What is in it, each by a key."""
     put: Callable[[Any, Any, Any], None]
     """Put a part into a copy, by its key."""
+
+
+class _NestedTooDeep(Exception):
+    """There may be a cycle."""
+
+
+def _copy(value: Any, levels: int) -> Any:
+    """Copy *value* with all that is in it, so many *levels* deep; may raise."""
+    cls = type(value)
+    if cls is dict and ATOMS.issuperset(map(type, value.values())):
+        return value.copy()
+    if cls is list and ATOMS.issuperset(map(type, value)):
+        return value[:]
+    kind = _kind_of(cls)  # type: ignore[arg-type]  # a class is hashable
+    if kind is None:
+        return value
+    if not levels:
+        raise _NestedTooDeep
+    copied = kind.outer(value)
+    if copied is not value:
+        for key, part in kind.parts(value):
+            if type(part) not in ATOMS:
+                part_copy = _copy(part, levels - 1)
+                if part_copy is not part:
+                    kind.put(copied, key, part_copy)
+    return copied
 
 
 def _copy_graph(item: Any) -> Any:
@@ -179,12 +199,6 @@ def _copy_graph(item: Any) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _copier(cls: type) -> Callable[[Any, int], Any] | None:
-    kind = _kind_of(cls)
-    return None if kind is None else kind.copy
-
-
-@lru_cache(maxsize=1024)
 def _kind_of(cls: type) -> _Kind | None:
     if cls is dict:
         return _PLAIN_DICT
@@ -202,54 +216,7 @@ def _kind_of(cls: type) -> _Kind | None:
     return _FIELDS if is_item else None
 
 
-def _copy(value: Any, levels: int) -> Any:
-    copier = _copier(type(value))  # type: ignore[arg-type]  # a class is hashable
-    return value if copier is None else copier(value, levels)
-
-
-class _NestedTooDeep(Exception):
-    """There may be a cycle."""
-
-
-def _copy_plain_dict(value: dict[Any, Any], levels: int) -> dict[Any, Any]:
-    copied = value.copy()
-    if not ATOMS.issuperset(map(type, value.values())):
-        if not levels:
-            raise _NestedTooDeep
-        for key, each in value.items():
-            if type(each) not in ATOMS:
-                copied[key] = _copy(each, levels - 1)
-    return copied
-
-
-def _copy_plain_list(value: list[Any], levels: int) -> list[Any]:
-    if ATOMS.issuperset(map(type, value)):
-        return value[:]
-    if not levels:
-        raise _NestedTooDeep
-    levels -= 1
-    return [each if type(each) in ATOMS else _copy(each, levels) for each in value]
-
-
 # Of subclasses, the built-in methods: their own may change what is set, or the original.
-
-
-def _copy_dict(value: dict[Any, Any], levels: int) -> dict[Any, Any]:
-    if not levels:
-        raise _NestedTooDeep
-    copied = _copy_outer(value)
-    if copied is not value:
-        for key, each in dict.items(value):
-            if type(each) not in ATOMS:
-                dict.__setitem__(copied, key, _copy(each, levels - 1))
-    return copied
-
-
-def _copy_list(value: list[Any], levels: int) -> list[Any]:
-    copied = _copy_outer_list(value)
-    if copied is not value:
-        list.__setitem__(copied, slice(None), _copy_plain_list(list.copy(value), levels))
-    return copied
 
 
 def _copy_outer_list(value: list[Any]) -> list[Any]:
@@ -259,35 +226,11 @@ def _copy_outer_list(value: list[Any]) -> list[Any]:
     return copied
 
 
-def _copy_set(value: set[Any], levels: int) -> set[Any]:
-    return _copy_outer(value)
-
-
-def _copy_scrapy_item(item: Item, levels: int) -> Item:
+def _copy_outer_scrapy_item(item: Item) -> Item:
     # Not Item.copy(): it calls the constructor again, which a subclass may have changed.
     copied = _copy_outer(item)
     if copied is not item:
-        vars(copied)["_values"] = _copy_plain_dict(item._values, levels)
-    return copied
-
-
-def _copy_outer_scrapy_item(item: Item) -> Item:
-    copied = _copy_outer(item)
-    if copied is not item:
         vars(copied)["_values"] = item._values.copy()
-    return copied
-
-
-def _copy_fields(item: Any, levels: int) -> Any:
-    if not levels:
-        raise _NestedTooDeep
-    copied = _copy_outer(item)
-    if copied is not item:
-        for field, value in _fields(item).items():
-            if type(value) not in ATOMS:
-                value_copy = _copy(value, levels - 1)
-                if value_copy is not value:
-                    _force_field(copied, field, value_copy)
     return copied
 
 
@@ -351,18 +294,17 @@ def _list_parts(value: list[Any]) -> Iterable[tuple[int, Any]]:
     return enumerate(list.__iter__(value))
 
 
-_PLAIN_DICT = _Kind(_copy_plain_dict, dict.copy, dict.items, dict.__setitem__)
-_PLAIN_LIST = _Kind(_copy_plain_list, list.copy, _list_parts, list.__setitem__)
-_DICT = _PLAIN_DICT._replace(copy=_copy_dict, outer=_copy_outer)
-_LIST = _PLAIN_LIST._replace(copy=_copy_list, outer=_copy_outer_list)
-_SET = _Kind(_copy_set, _copy_outer, lambda value: (), lambda copied, key, part: None)
+_PLAIN_DICT = _Kind(dict.copy, dict.items, dict.__setitem__)
+_PLAIN_LIST = _Kind(list.copy, _list_parts, list.__setitem__)
+_DICT = _PLAIN_DICT._replace(outer=_copy_outer)
+_LIST = _PLAIN_LIST._replace(outer=_copy_outer_list)
+_SET = _Kind(_copy_outer, lambda value: (), lambda copied, key, part: None)
 _SCRAPY_ITEM = _Kind(
-    _copy_scrapy_item,
     _copy_outer_scrapy_item,
     lambda item: item._values.items(),
     lambda copied, field, value: copied._values.__setitem__(field, value),
 )
-_FIELDS = _Kind(_copy_fields, _copy_outer, lambda item: _fields(item).items(), _force_field)
+_FIELDS = _Kind(_copy_outer, lambda item: _fields(item).items(), _force_field)
 
 
 def merge_changes(item: Any, results: Sequence[Any]) -> Any:
