@@ -149,12 +149,12 @@ class _NestedTooDeep(Exception):
 
 def _copy(value: Any, levels: int) -> Any:
     """Copy *value* with all that is in it, so many *levels* deep; may raise."""
-    cls = type(value)
+    cls: type = type(value)
     if cls is dict and ATOMS.issuperset(map(type, value.values())):
         return value.copy()
     if cls is list and ATOMS.issuperset(map(type, value)):
         return value[:]
-    kind = _kind_of(cls)  # type: ignore[arg-type]  # a class is hashable
+    kind = _kind_of(cls)
     if kind is None:
         return value
     if not levels:
@@ -180,7 +180,8 @@ def _copy_graph(item: Any) -> Any:
             continue
         copied, kind, parts = value, None, []
         try:
-            kind = _kind_of(type(value))  # type: ignore[arg-type]  # a class is hashable
+            cls: type = type(value)
+            kind = _kind_of(cls)
             if kind is not None:
                 parts = list(kind.parts(value))
                 copied = kind.outer(value)
@@ -249,10 +250,6 @@ def _adapters() -> Any:
     return adapter
 
 
-def _is_item(value: Any) -> bool:
-    return _may_be_item(type(value)) and bool(_adapters().ItemAdapter.is_item(value))
-
-
 def _may_be_item(cls: type) -> bool:
     """Check whether itemadapter is worth importing for *cls*."""
     return (
@@ -266,24 +263,26 @@ def _may_be_item(cls: type) -> bool:
 
 def _fields(item: Any) -> dict[str, Any]:
     """Give the fields of *item*; ItemAdapter leaves out the extra ones of a pydantic model."""
-    fields = dict(_adapters().ItemAdapter(item).items())
-    if _is_pydantic(item):
-        fields.update(item.__pydantic_extra__ or {})
-    return fields
+    return {**_adapters().ItemAdapter(item), **_extra(item)}
 
 
 def _force_field(item: Any, field: str, value: Any) -> None:
     """Set *field* of a fresh copy past frozen classes, validators and records of what was set."""
-    cls = type(item)
-    adapters = (_adapters().DataclassAdapter, _adapters().AttrsAdapter)
-    if any(adapter.is_item_class(cls) for adapter in adapters):
-        object.__setattr__(item, field, value)
-    elif not _is_pydantic(item):
-        _adapters().ItemAdapter(item)[field] = value
-    elif field in vars(item):
-        vars(item)[field] = value
-    else:
+    adapters = _adapters()
+    if field in _extra(item):
         item.__pydantic_extra__[field] = value
+    elif isinstance(
+        adapters.ItemAdapter(item).adapter,
+        (adapters.DataclassAdapter, adapters.AttrsAdapter, adapters.PydanticAdapter),
+    ):
+        object.__setattr__(item, field, value)
+    else:
+        adapters.ItemAdapter(item)[field] = value
+
+
+def _extra(item: Any) -> dict[str, Any]:
+    """Return the extra fields of a pydantic model; there are none in any other item."""
+    return (item.__pydantic_extra__ or {}) if _is_pydantic(item) else {}
 
 
 def _is_pydantic(item: Any) -> bool:
@@ -326,8 +325,7 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
             f"({_name(item)}): give the Parallel merge= that decides"
         )
     before = _fields(item)
-    changes: dict[str, Any] = {}
-    sources: dict[str, Any] = {}
+    changes: dict[str, tuple[Any, Any]] = {}
     for position, result in enumerate(results, start=1):
         if result is None or result is item:
             continue
@@ -338,21 +336,22 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
                 "change; convert the item before or behind the Parallel, or give it merge="
             )
         after = _fields(result)
-        for field in [*before, *(field for field in after if field not in before)]:
+        for field in {**before, **after}:
             value = after.get(field, _MISSING)
             if _is_same(value, before.get(field, _MISSING), (result, item)):
                 continue
-            if field in changes and not _is_same(value, changes[field], (result, sources[field])):
+            first, source = changes.setdefault(field, (value, result))
+            if not _is_same(value, first, (result, source)):
                 raise MergeConflict(
                     f"two branches changed the field {_shown(field)}, to "
-                    f"{_shown(changes[field])} and to {_shown(value)}: let one branch write each "
+                    f"{_shown(first)} and to {_shown(value)}: let one branch write each "
                     "field, or give the Parallel merge= that decides"
                 )
-            changes[field] = value
-            sources[field] = result
-    deleted = [field for field, value in changes.items() if value is _MISSING]
+    deleted = [field for field, (value, _) in changes.items() if value is _MISSING]
     return set_fields(
-        item, {field: it for field, it in changes.items() if it is not _MISSING}, deleted
+        item,
+        {field: value for field, (value, _) in changes.items() if value is not _MISSING},
+        deleted,
     )
 
 
@@ -373,7 +372,7 @@ def field_of(item: Any, field: str) -> Any:
     if field in fields:
         return fields[field]
     known = list(_adapters().ItemAdapter(item).field_names())
-    if field in known or isinstance(item, dict) or getattr(item, "__pydantic_extra__", None):
+    if field in known or isinstance(item, dict) or _extra(item):
         return None
     raise DeferKitError(
         f"{_name(item)} has no field {_shown(field)}; its fields are {', '.join(known)}"
@@ -461,33 +460,20 @@ def _is_same(value: Any, other: Any, holders: tuple[Any, Any]) -> bool:
                 continue
             if type(value) is not type(other):
                 return False
-            if type(value) in ATOMS:
-                if value != other:
+            cls: type = type(value)
+            kind = None if cls in ATOMS else _kind_of(cls)
+            if kind is None or kind is _SET:
+                if not bool(value == other):  # no != of its own
                     return False
-            elif isinstance(value, (dict, list)) or _is_item(value):
-                if (id(value), id(other)) in compared:  # as in a cycle
-                    continue
+            elif (id(value), id(other)) not in compared:  # else as in a cycle
                 compared[id(value), id(other)] = pair
-                inner = _inner_pairs(value, other)
-                if inner is None:
+                parts, other_parts = dict(kind.parts(value)), dict(kind.parts(other))
+                if parts.keys() != other_parts.keys():
                     return False
-                pending += inner
-            elif not bool(value == other):  # no != of its own
-                return False
+                pending += [(part, other_parts[key]) for key, part in parts.items()]
     except Exception:  # an array, say, has no one truth: take it as changed
         return False
     return True
-
-
-def _inner_pairs(value: Any, other: Any) -> list[tuple[Any, Any]] | None:
-    """Return what is to be compared of two values of one type; ``None`` if they differ."""
-    if isinstance(value, list):
-        return list(zip(value, other, strict=True)) if len(value) == len(other) else None
-    if not isinstance(value, dict):
-        value, other = _fields(value), _fields(other)
-    if value.keys() != other.keys():
-        return None
-    return [(value[key], other[key]) for key in value]
 
 
 def _shown(value: Any) -> str:
@@ -509,6 +495,7 @@ def _name(value: Any) -> str:
 
 def _has_fields(value: Any) -> bool:
     try:
-        return _is_item(value)
+        cls: type = type(value)
+        return _kind_of(cls) not in (None, _PLAIN_LIST, _LIST, _SET)
     except Exception:  # a class may do anything when it is looked at
         return False
