@@ -54,7 +54,6 @@ import operator
 import re
 import reprlib
 import sys
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
@@ -286,15 +285,17 @@ def _encode_plain(item: Any) -> Encoded | None:
     """Encode an item whose values JSON has all; ``None`` where one looks closer."""
     cls: type = type(item)
     if cls is dict:
-        opening, closing, name = "", "", "dict"
-        fields = item if _has_plain_keys(item) else None
+        opening, closing, name, fields = "", "", "dict", item
     else:
         kind = _kind_of(cls)
         if kind is None or not kind.is_findable:
             return None
         opening, closing, name = kind.opening, "}", kind.name
-        fields = kind.plain_fields(item)
-    if fields is None or not _is_plain(fields.values(), _PLAIN_LEVELS):
+        parts = kind.take_apart(item)
+        if len(parts) > 1:
+            return None
+        fields = parts["fields"]
+    if not _has_plain_keys(fields) or not _is_plain(fields.values(), _PLAIN_LEVELS):
         return None
     try:
         text = _dumps(fields)
@@ -399,10 +400,6 @@ class _Writer:
             return self._leave_out(value, where, plain=_plain_part(value))
         if not kind.is_findable:
             self._check_class(cls, where)
-        fields = kind.plain_fields(value)
-        if fields is not None:
-            fields = {name: self.write(each, (where, name)) for name, each in fields.items()}
-            return {"$item": kind.name, "fields": fields}
         parts = kind.take_apart(value)
         return {"$item": kind.name} | {
             name: part if name == "set" else self._write_dict(part, where)
@@ -506,8 +503,11 @@ _AS_BASE: list[tuple[type, Callable[[Any], Any]]] = [
 # --------------------------------------------------------------------------- the kinds of items
 
 
-class _Kind(ABC):
-    """How the items of a class are taken apart and built, past all code of that class."""
+class _Kind:
+    """How dataclasses and attrs classes are taken apart and built, past all code of theirs.
+
+    Subclasses say it of the items that have their fields elsewhere.
+    """
 
     parts: frozenset[str] = frozenset({"fields", "attributes"})
 
@@ -526,20 +526,18 @@ class _Kind(ABC):
         }
         self.caches = {name for name, member in members if isinstance(member, cached_property)}
 
-    def plain_fields(self, item: Any) -> dict[Any, Any] | None:
-        """Give the fields, not to be changed, where they have plain keys and are all there is."""
-        parts = self.take_apart(item)
-        fields: dict[Any, Any] = parts["fields"]
-        return fields if len(parts) == 1 and _has_plain_keys(fields) else None
-
     def take_apart(self, item: Any) -> dict[str, Any]:
-        """Give what *item* has, under names from ``parts``."""
+        """Give what *item* has, not to be changed, under names from ``parts``."""
         fields, attributes = self.split(item)
         return {"fields": fields, "attributes": attributes} if attributes else {"fields": fields}
 
-    @abstractmethod
     def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
         """Give the fields of *item*, and its other attributes."""
+        state = self.state(item)
+        if state.keys() <= self.fields:
+            return state, {}
+        fields = {name: state.pop(name) for name in [*state] if name in self.fields}
+        return fields, state
 
     def build(self, parts: dict[str, Any]) -> Any:
         """Build an item; raise :exc:`ValueError` where *parts* do not fit its class."""
@@ -555,9 +553,10 @@ class _Kind(ABC):
                 raise ValueError(f"its {name} are no {expected.__name__}: {_shown(part)}")
         return self.make(parts["fields"], parts.get("attributes", {}))
 
-    @abstractmethod
     def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
         """Make an item; raise :exc:`ValueError` for *fields* that its class does not have."""
+        self.check_names("fields", fields, self.fields)
+        return self.with_state(object.__new__(self.cls), attributes | fields)
 
     def state(self, item: Any) -> dict[str, Any]:
         """Give what *item* has in its ``__dict__`` and its slots, but for what is cached there."""
@@ -565,7 +564,7 @@ class _Kind(ABC):
         for name, slot in self.slots.items():
             try:
                 state[name] = slot.__get__(item)
-            except AttributeError:
+            except AttributeError:  # it is not set
                 continue
         for name in self.caches:
             state.pop(name, None)
@@ -593,50 +592,10 @@ class _Kind(ABC):
             )
 
 
-class _Record(_Kind):
-    """Dataclasses and attrs classes."""
-
-    def __init__(self, cls: Any, fields: Iterable[str]) -> None:
-        super().__init__(cls, fields)
-        self.has_plain_names = _has_plain_keys(self.fields)
-        self.getters = [slot.__get__ for slot in self.slots.values()]
-
-    def plain_fields(self, item: Any) -> dict[Any, Any] | None:
-        if not self.has_plain_names:
-            return None
-        state: dict[str, Any]
-        if self.has_dict:
-            if self.slots:
-                return super().plain_fields(item)
-            state = item.__dict__
-        else:
-            try:
-                state = dict(zip(self.slots, [get(item) for get in self.getters], strict=True))
-            except AttributeError:  # a field that is not set
-                return None
-        return state if state.keys() <= self.fields else None
-
-    def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
-        attributes = self.state(item)
-        return {name: attributes.pop(name) for name in [*attributes] if name in self.fields}, (
-            attributes
-        )
-
-    def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
-        self.check_names("fields", fields, self.fields)
-        return self.with_state(object.__new__(self.cls), attributes | fields)
-
-
-class _Model(_Record):
+class _Model(_Kind):
     """Pydantic models."""
 
     parts = _Kind.parts | {"extra", "private", "set"}
-
-    def plain_fields(self, item: Any) -> dict[Any, Any] | None:
-        if item.__pydantic_private__ or item.__pydantic_extra__:
-            return None
-        fields = super().plain_fields(item)
-        return fields if fields is not None and item.model_fields_set == fields.keys() else None
 
     def take_apart(self, item: Any) -> dict[str, Any]:
         parts = super().take_apart(item)
@@ -668,11 +627,6 @@ class _Model(_Record):
 
 class _ScrapyItem(_Kind):
     """Scrapy's own; their fields may be added to at any time."""
-
-    def plain_fields(self, item: Any) -> dict[Any, Any] | None:
-        state: dict[str, Any] = item.__dict__
-        fields: dict[Any, Any] = state["_values"]
-        return fields if len(state) == 1 and _has_plain_keys(fields) else None
 
     def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
         attributes = self.state(item)
@@ -722,9 +676,9 @@ def _kind_of(cls: Any) -> _Kind | None:
         if pydantic is not None and pydantic.BaseModel in bases:
             return _Model(cls, cls.model_fields)
         if is_dataclass(cls):
-            return _Record(cls, [field.name for field in dataclass_fields(cls)])
+            return _Kind(cls, [field.name for field in dataclass_fields(cls)])
         if isinstance(attributes := getattr(cls, "__attrs_attrs__", None), tuple):
-            return _Record(cls, [attribute.name for attribute in attributes])
+            return _Kind(cls, [attribute.name for attribute in attributes])
     if _adds_no_layout(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple):
         return _NamedTuple(cls, cls._fields)
     if _adds_no_layout(cls, dict) and cls is not dict:
