@@ -171,15 +171,18 @@ class Codec:
         """Write *item*, which is not changed; any value may be given, and nothing is raised."""
         try:
             plain = _encode_plain(item)
-        except Exception:  # of one value: what can be stored of the others is
-            plain = None
+            if plain is not None:
+                return plain
+        except Exception:  # of one value, such as a NaN: what can be stored of the others is
+            pass
+        name = _name_of(type(item))
+        writer = _Writer(self._classes)
         try:
-            return plain or _encode(item, self._classes)
+            text = _dumps(writer.write(item, None))
         except Exception as error:  # such as a RecursionError, from far down the stack
-            name = _name_of(type(item))
-            row = {"$unstorable": name, "repr": _shown(item)}
-            why = f"the item: a {name} could not be read ({type(error).__name__})"
-            return Encoded(_dumps(row), name, (why,))
+            text = _dumps({"$unstorable": name, "repr": _shown(item)})
+            writer.missing = [f"the item: a {name} could not be read ({type(error).__name__})"]
+        return Encoded(text, name, tuple(writer.missing))
 
     def decode(self, text: str) -> Any:
         """Read an item; its constructor and its validators do not run.
@@ -282,28 +285,25 @@ class Codec:
 
 
 def _encode_plain(item: Any) -> Encoded | None:
-    """Encode an item whose values JSON has all; ``None`` where one looks closer."""
+    """Encode an item whose values JSON has all; ``None``, or an error, where one looks closer."""
     cls: type = type(item)
     if cls is dict:
-        opening, closing, name, fields = "", "", "dict", item
+        name, row, fields = "dict", item, item
     else:
         kind = _kind_of(cls)
         if kind is None or not kind.is_findable:
             return None
-        opening, closing, name = kind.opening, "}", kind.name
-        parts = kind.take_apart(item)
-        if len(parts) > 1:
+        row = kind.take_apart(item)
+        name, fields = kind.name, row["fields"]
+        if len(row) > 1:
             return None
-        fields = parts["fields"]
+        row = {"$item": name, "fields": fields}
     if not _has_plain_keys(fields) or not _is_plain(fields.values(), _PLAIN_LEVELS):
         return None
-    try:
-        text = _dumps(fields)
-    except ValueError:  # a float that is no number, or a very long int
-        return None
+    text = _dumps(row)
     if "\\ud" in text:  # an emoji, or surrogates that would come back as one
         return None
-    return Encoded(f"{opening}{text}{closing}", name, ())
+    return Encoded(text, name, ())
 
 
 def _has_plain_keys(mapping: Collection[Any]) -> bool:
@@ -329,12 +329,6 @@ def _is_plain(values: Collection[Any], levels: int) -> bool:
         if not plain:
             return False
     return True
-
-
-def _encode(item: Any, classes: Mapping[str, type]) -> Encoded:
-    writer = _Writer(classes)
-    text = _dumps(writer.write(item, None))
-    return Encoded(text, _name_of(type(item)), tuple(writer.missing))
 
 
 class _Writer:
@@ -515,7 +509,6 @@ class _Kind:
         self.cls = cls
         self.name = _name_of(cls)
         self.fields = dict.fromkeys(fields).keys()
-        self.opening = f'{{"$item": {_dumps(self.name)}, "fields": '
         self.is_findable = _is_findable(cls)
         self.has_dict = bool(cls.__dictoffset__)
         members = [member for base in reversed(cls.__mro__) for member in vars(base).items()]
