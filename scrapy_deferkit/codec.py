@@ -252,12 +252,10 @@ class Codec:
 
     def _find(self, name: Any, where: _Where) -> type:
         """Give the class *name*, importing it only where it may be built."""
-        known = self._classes.get(name) if type(name) is str else None
-        if known is not None:
-            return known
-        if type(name) is not str or not any(
-            name.startswith(f"{package}.") for package in self._packages
-        ):
+        if type(name) is str and name in self._classes:
+            return self._classes[name]
+        prefixes = tuple(f"{package}." for package in self._packages)
+        if type(name) is not str or not name.startswith(prefixes):
             packages = ", ".join(self._packages) or "none"
             raise CodecError(
                 f"{_path(where)}: the class {_shown(name)} may not be built; allowed are those "
@@ -291,7 +289,7 @@ def _encode_plain(item: Any) -> Encoded | None:
         name, row, fields = "dict", item, item
     else:
         kind = _kind_of(cls)
-        if kind is None or not kind.is_findable:
+        if kind is None or not _is_findable(cls):
             return None
         row = kind.take_apart(item)
         name, fields = kind.name, row["fields"]
@@ -344,14 +342,15 @@ class _Writer:
 
     def write(self, value: Any, where: _Where) -> Any:
         cls = type(value)
-        if cls is str:
-            return value if value.isascii() else _write_str(value)
-        if cls is int:
-            return value if value.bit_length() <= _SHORTEST_LONG_INT else _write_form(value)
-        if cls is float:
-            return value if math.isfinite(value) else _write_form(value)
         if value is None or cls is bool:
             return value
+        if cls is str:
+            is_exact = value.isascii() or not _BETWEEN_SURROGATES.search(value)
+            return value if is_exact else self._write_form(value)
+        if cls is int:
+            return value if value.bit_length() <= _SHORTEST_LONG_INT else self._write_form(value)
+        if cls is float:
+            return value if math.isfinite(value) else self._write_form(value)
         if id(value) in self._open:
             return self._cut(value, where, "that holds itself")
         if len(self._open) == _DEEPEST:
@@ -367,13 +366,13 @@ class _Writer:
             self._open.discard(id(value))
 
     def _write_open(self, value: Any, cls: type, where: _Where) -> Any:
-        if cls in _FORMS:
-            return _write_form(value)
+        form = _FORMS.get(cls)
+        if form is not None and form.write is not None:
+            return self._write_form(value)
         if cls is dt.datetime or cls is dt.time:
             return _write_moment(value)
-        if cls is not dict and cls is not list and Enum in cls.__mro__:
-            if not _is_findable(cls):
-                self._check_class(cls, where)
+        if Enum in cls.__mro__:
+            self._check_class(cls, where)
             return _write_enum(value)
         if id(value) not in self._begun:
             self._begun.add(id(value))
@@ -385,15 +384,15 @@ class _Writer:
             return self._write_elements(value, where)
         if cls is dict:
             return self._write_dict(value, where)
-        if cls in _SEQUENCES:
-            return {_SEQUENCES[cls]: self._write_elements(value, where)}
+        if form is not None:
+            return {form.tag: self._write_elements(value, where)}
         if cls is OrderedDict:
             return {"$ordereddict": self._write_pairs(value, where)}
         kind = _kind_of(cls)
         if kind is None:
-            return self._leave_out(value, where, plain=_plain_part(value))
-        if not kind.is_findable:
-            self._check_class(cls, where)
+            as_base = next((_AS_BASE[base] for base in cls.__mro__ if base in _AS_BASE), None)
+            return self._leave_out(value, where, plain=as_base and as_base(value))
+        self._check_class(cls, where)
         parts = kind.take_apart(value)
         return {"$item": kind.name} | {
             name: part if name == "set" else self._write_dict(part, where)
@@ -401,12 +400,17 @@ class _Writer:
         }
 
     def _check_class(self, cls: type, where: _Where) -> None:
-        name = _name_of(cls)
-        if self._classes.get(name) is not cls:
+        if not _is_findable(cls) and self._classes.get(name := _name_of(cls)) is not cls:
             self.missing.append(
                 f"{_path(where)}: no class is found by the name {name}; define it at the top "
                 "level of a module, or of a class there, or list it in DEFERKIT_ITEM_CLASSES"
             )
+
+    def _write_form(self, value: Any) -> dict[str, Any]:
+        form = _FORMS[type(value)]
+        assert form.write is not None
+        payload = form.write(value)
+        return {form.tag: payload if type(payload) is list else self.write(payload, None)}
 
     def _write_elements(self, values: Iterable[Any], where: _Where) -> list[Any]:
         return [self.write(value, (where, index)) for index, value in enumerate(values)]
@@ -424,7 +428,7 @@ class _Writer:
 
     def _cut(self, value: Any, where: _Where, why: str) -> dict[str, Any]:
         self._repeats += 10
-        return self._leave_out(value, where, why, shown=_outlined(value))
+        return self._leave_out(value, where, why, shown=_shown(value, _outliner))
 
     def _leave_out(
         self, value: Any, where: _Where, why: str = "", plain: Any = None, shown: str = ""
@@ -434,22 +438,11 @@ class _Writer:
         self.missing.append(f"{_path(where)}: {described} has no stored form")
         if type(plain) is list or type(plain) is dict:
             self._held.append(plain)  # so that no other value gets its id
-            shown = _outlined(plain)
+            shown = _shown(plain, _outliner)
         row = {"$unstorable": name, "repr": shown or _shown(value)}
         if plain is not None:
             row["value"] = self.write(plain, where)
         return row
-
-
-def _write_str(value: str) -> Any:
-    # JSON would read a high and a low surrogate as one character.
-    parts = _BETWEEN_SURROGATES.split(value)
-    return value if len(parts) == 1 else {"$str": parts}
-
-
-def _write_form(value: Any) -> dict[str, Any]:
-    form = _FORMS[type(value)]
-    return {form.tag: form.write(value)}
 
 
 def _write_moment(value: dt.datetime | dt.time) -> dict[str, Any]:
@@ -477,21 +470,14 @@ def _write_enum(value: Any) -> dict[str, Any]:
     return {"$enum": _name_of(cls), "name": [each._name_ for each in dict.fromkeys(parts)]}
 
 
-def _plain_part(value: Any) -> Any:
-    """Give what a value of a class without a form is in the words of its base class."""
-    for base, as_base in _AS_BASE:
-        if base in type(value).__mro__:
-            return as_base(value)
-    return None
-
-
-_AS_BASE: list[tuple[type, Callable[[Any], Any]]] = [
-    (str, str.__str__),
-    (int, int.__int__),
-    (float, float.__float__),
-    (list, list.copy),
-    (dict, dict.copy),
-]
+_AS_BASE: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+    list: list.copy,
+    dict: dict.copy,
+}
+"""What a value of a class without a form is in the words of its base class."""
 
 
 # --------------------------------------------------------------------------- the kinds of items
@@ -509,7 +495,6 @@ class _Kind:
         self.cls = cls
         self.name = _name_of(cls)
         self.fields = dict.fromkeys(fields).keys()
-        self.is_findable = _is_findable(cls)
         self.has_dict = bool(cls.__dictoffset__)
         members = [member for base in reversed(cls.__mro__) for member in vars(base).items()]
         self.slots = {
@@ -704,9 +689,8 @@ def _is_buildable(cls: type) -> bool:
 
 def _name_of(cls: type) -> str:
     try:
-        if cls.__module__ == "builtins":
-            return _storable(cls.__qualname__)
-        return _storable(f"{cls.__module__}.{cls.__qualname__}")
+        module = "" if cls.__module__ == "builtins" else f"{cls.__module__}."
+        return _storable(f"{module}{cls.__qualname__}")
     except Exception:  # a metaclass may do anything
         return "class without a name"
 
@@ -718,6 +702,7 @@ def _storable(text: str) -> str:
     return str.encode(text, "utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
 
 
+@lru_cache(maxsize=1024)
 def _is_findable(cls: type) -> bool:
     module = sys.modules.get(cls.__module__)
     return module is not None and _walk(module, cls.__qualname__.split(".")) is cls
@@ -783,9 +768,9 @@ def _path(where: _Where) -> str:
     return "".join(reversed(keys)).removeprefix(".") or "the item"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, shortener: reprlib.Repr | None = None) -> str:
     try:
-        return _storable(_shortener.repr(value))
+        return _storable((shortener or _shortener).repr(value))
     except Exception:  # a class may do anything
         return f"<{_name_of(type(value))}>"
 
@@ -794,18 +779,12 @@ _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = 80
 
 
-def _outlined(value: Any) -> str:
-    """Show *value* and one level in it.
+class _Outliner(reprlib.Repr):
+    """Shows a value and one level in it.
 
     There may be thousands in one item that lead to all of it: a ``repr`` of each has no end.
     """
-    try:
-        return _storable(_outliner.repr(value))
-    except Exception:  # a class may do anything
-        return f"<{_name_of(type(value))}>"
 
-
-class _Outliner(reprlib.Repr):
     def repr_instance(self, x: Any, level: int) -> str:
         return f"<{_name_of(type(x))}>"
 
@@ -822,7 +801,8 @@ class _Form(NamedTuple):
     """How a value is written as one text or list, and read."""
 
     tag: str
-    write: Callable[[Any], Any]
+    write: Callable[[Any], Any] | None
+    """``None`` if its elements are what is written."""
     read: Callable[[Any], Any]
     example: Any
 
@@ -860,11 +840,8 @@ def _read_timedelta(parts: list[Any]) -> dt.timedelta:
     return dt.timedelta(days, seconds, microseconds)
 
 
-def _write_path(path: PurePosixPath) -> Any:
-    return _write_str(str(path))
-
-
 _FORMS: dict[type, _Form] = {
+    str: _Form("$str", _BETWEEN_SURROGATES.split, "".join, ["A", "B"]),
     int: _Form("$int", hex, lambda text: int(text, 16), "0xff"),
     float: _Form("$float", repr, float, "nan"),
     complex: _Form(
@@ -884,23 +861,13 @@ _FORMS: dict[type, _Form] = {
         [1, 3600, 0],
     ),
     UUID: _Form("$uuid", str, UUID, "12345678-1234-5678-1234-567812345678"),
-    PurePosixPath: _Form("$posixpath", _write_path, PurePosixPath, "books/1.html"),
-    PureWindowsPath: _Form("$windowspath", _write_path, PureWindowsPath, "books"),
-    type(Path()): _Form("$path", _write_path, Path, "books/1.html"),
+    PurePosixPath: _Form("$posixpath", str, PurePosixPath, "books/1.html"),
+    PureWindowsPath: _Form("$windowspath", str, PureWindowsPath, "books"),
+    type(Path()): _Form("$path", str, Path, "books/1.html"),
+    tuple: _Form("$tuple", None, tuple, [1, 2]),
+    set: _Form("$set", None, set, [1, 2]),
+    frozenset: _Form("$frozenset", None, frozenset, [1, 2]),
 }
-
-_SEQUENCES: dict[type, str] = {tuple: "$tuple", set: "$set", frozenset: "$frozenset"}
-
-
-def _elements(codec: Codec, row: Any, where: _Where) -> list[Any]:
-    elements = codec._read(row, where)
-    if type(elements) is not list:
-        raise TypeError(f"a {type(elements).__name__} where a list is expected")
-    return elements
-
-
-def _read_sequence(cls: type, codec: Codec, row: dict[str, Any], where: _Where) -> Any:
-    return cls(_elements(codec, row[_SEQUENCES[cls]], where))
 
 
 def _read_pairs(cls: type, codec: Codec, row: dict[str, Any], where: _Where) -> Any:
@@ -913,10 +880,6 @@ def _read_pairs(cls: type, codec: Codec, row: dict[str, Any], where: _Where) -> 
         key = codec._read(key_row, (where, index))
         mapping[key] = codec._read(value_row, (where, key))
     return mapping
-
-
-def _read_str(codec: Codec, row: dict[str, Any], where: _Where) -> str:
-    return "".join(_elements(codec, row["$str"], where))
 
 
 def _read_moment(cls: Any, codec: Codec, row: dict[str, Any], where: _Where) -> Any:
@@ -948,16 +911,12 @@ def _refuse_constant(name: str) -> Any:
 _TAGS: dict[str, _Tag] = {
     form.tag: _Tag(form.read_row, _dumps({form.tag: form.example})) for form in _FORMS.values()
 } | {
-    "$str": _Tag(_read_str, '{"$str": ["A", "B"]}'),
     "$datetime": _Tag(
         partial(_read_moment, dt.datetime),
         '{"$datetime": "2020-12-31T23:59:59", "zone": "Europe/Berlin"}',
         ("zone", "fold"),
     ),
     "$time": _Tag(partial(_read_moment, dt.time), '{"$time": "23:59:59"}', ("zone", "fold")),
-    "$tuple": _Tag(partial(_read_sequence, tuple), '{"$tuple": [1, 2]}'),
-    "$set": _Tag(partial(_read_sequence, set), '{"$set": [1, 2]}'),
-    "$frozenset": _Tag(partial(_read_sequence, frozenset), '{"$frozenset": [1, 2]}'),
     "$dict": _Tag(partial(_read_pairs, dict), '{"$dict": [[1, "one"]]}'),
     "$ordereddict": _Tag(partial(_read_pairs, OrderedDict), '{"$ordereddict": [["a", 1]]}'),
     "$enum": _Tag(
