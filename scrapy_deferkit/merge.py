@@ -178,19 +178,17 @@ def _copy_graph(item: Any) -> Any:
         value = pending.pop()
         if id(value) in copies:
             continue
-        copied, kind, parts = value, None, []
-        try:
+        copied = value
+        with suppress(Exception):  # a class may do anything when it is copied
             cls: type = type(value)
             kind = _kind_of(cls)
             if kind is not None:
                 parts = list(kind.parts(value))
                 copied = kind.outer(value)
-        except Exception:  # a class may do anything when it is copied
-            copied = value
+                if copied is not value:
+                    places += [(kind.put, copied, key, part) for key, part in parts]
+                    pending += [part for _, part in parts]
         copies[id(value)] = (value, copied)
-        if kind is not None and copied is not value:
-            places += [(kind.put, copied, key, part) for key, part in parts]
-            pending += [part for _, part in parts]
     for put, holder, key, part in places:
         copied = copies[id(part)][1]
         if copied is not part:
