@@ -830,9 +830,17 @@ def _read_base64(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
 
 
+def _write_complex(value: complex) -> list[str]:
+    return [repr(value.real), repr(value.imag)]
+
+
 def _read_complex(parts: list[Any]) -> complex:
     real, imaginary = map(float, parts)
     return complex(real, imaginary)
+
+
+def _write_timedelta(value: dt.timedelta) -> list[int]:
+    return [value.days, value.seconds, value.microseconds]
 
 
 def _read_timedelta(parts: list[Any]) -> dt.timedelta:
@@ -844,22 +852,12 @@ _FORMS: dict[type, _Form] = {
     str: _Form("$str", _BETWEEN_SURROGATES.split, "".join, ["A", "B"]),
     int: _Form("$int", hex, lambda text: int(text, 16), "0xff"),
     float: _Form("$float", repr, float, "nan"),
-    complex: _Form(
-        "$complex",
-        lambda value: [repr(value.real), repr(value.imag)],
-        _read_complex,
-        ["1.0", "-0.5"],
-    ),
+    complex: _Form("$complex", _write_complex, _read_complex, ["1.0", "-0.5"]),
     Decimal: _Form("$decimal", str, Decimal, "9.99"),
     bytes: _Form("$bytes", _write_base64, _read_base64, "aGk="),
     bytearray: _Form("$bytearray", _write_base64, lambda text: bytearray(_read_base64(text)), ""),
     dt.date: _Form("$date", dt.date.isoformat, dt.date.fromisoformat, "2020-12-31"),
-    dt.timedelta: _Form(
-        "$timedelta",
-        lambda value: [value.days, value.seconds, value.microseconds],
-        _read_timedelta,
-        [1, 3600, 0],
-    ),
+    dt.timedelta: _Form("$timedelta", _write_timedelta, _read_timedelta, [1, 3600, 0]),
     UUID: _Form("$uuid", str, UUID, "12345678-1234-5678-1234-567812345678"),
     PurePosixPath: _Form("$posixpath", str, PurePosixPath, "books/1.html"),
     PureWindowsPath: _Form("$windowspath", str, PureWindowsPath, "books"),

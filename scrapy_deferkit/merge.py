@@ -253,7 +253,6 @@ def _may_be_item(cls: type) -> bool:
     return (
         "itemadapter" in sys.modules  # others may have told it of classes of their own
         or "pydantic" in sys.modules
-        or issubclass(cls, (dict, Item))
         or dataclasses.is_dataclass(cls)
         or hasattr(cls, "__attrs_attrs__")
     )
