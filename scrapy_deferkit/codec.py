@@ -286,19 +286,18 @@ def _encode_plain(item: Any) -> Encoded | None:
     """Encode an item whose values JSON has all; ``None``, or an error, where one looks closer."""
     cls: type = type(item)
     if cls is dict:
-        name, row, fields = "dict", item, item
+        name, fields = "dict", item
     else:
         kind = _kind_of(cls)
         if kind is None or not _is_findable(cls):
             return None
-        row = kind.take_apart(item)
-        name, fields = kind.name, row["fields"]
-        if len(row) > 1:
+        parts = kind.take_apart(item)
+        if len(parts) > 1:
             return None
-        row = {"$item": name, "fields": fields}
+        name, fields = kind.name, parts["fields"]
     if not _has_plain_keys(fields) or not _is_plain(fields.values(), _PLAIN_LEVELS):
         return None
-    text = _dumps(row)
+    text = _dumps(fields if cls is dict else {"$item": name, "fields": fields})
     if "\\ud" in text:  # an emoji, or surrogates that would come back as one
         return None
     return Encoded(text, name, ())
@@ -578,10 +577,8 @@ class _Model(_Kind):
     def take_apart(self, item: Any) -> dict[str, Any]:
         parts = super().take_apart(item)
         extra = item.__pydantic_extra__ or {}
-        if extra:
-            parts["extra"] = extra
-        if item.__pydantic_private__:
-            parts["private"] = item.__pydantic_private__
+        more = {"extra": extra, "private": item.__pydantic_private__}
+        parts |= {name: part for name, part in more.items() if part}
         if item.model_fields_set != parts["fields"].keys() | extra.keys():
             known = self.cls.model_fields.keys() | extra.keys()
             parts["set"] = sorted(known & item.model_fields_set)
@@ -645,13 +642,12 @@ _ATTRS_HASH = "_attrs_cached_hash"
 def _kind_of(cls: Any) -> _Kind | None:
     """Give the kind of item that *cls* is; ``None`` for a class that is no item's."""
     bases = cls.__mro__
-    pydantic = sys.modules.get("pydantic.main")  # it is there when its models are
     if Enum in bases:
         return None
     if _adds_no_layout(cls, object):
         if Item in bases:
             return _ScrapyItem(cls)
-        if pydantic is not None and pydantic.BaseModel in bases:
+        if isinstance(getattr(cls, "__pydantic_root_model__", None), bool):
             return _Model(cls, cls.model_fields)
         if is_dataclass(cls):
             return _Kind(cls, [field.name for field in dataclass_fields(cls)])
@@ -731,9 +727,7 @@ def _walk(module: Any, parts: Iterable[str]) -> Any:
     """Follow *parts* from *module*, through classes only: never into a module it imports."""
     found = module
     for part in parts:
-        if found is not module and not isinstance(found, type):
-            return None
-        found = vars(found).get(part)
+        found = vars(found).get(part) if found is module or isinstance(found, type) else None
     return found
 
 

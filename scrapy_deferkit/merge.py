@@ -286,12 +286,8 @@ def _is_pydantic(item: Any) -> bool:
     return hasattr(type(item), "model_copy")
 
 
-def _list_parts(value: list[Any]) -> Iterable[tuple[int, Any]]:
-    return enumerate(list.__iter__(value))
-
-
 _PLAIN_DICT = _Kind(dict.copy, dict.items, dict.__setitem__)
-_PLAIN_LIST = _Kind(list.copy, _list_parts, list.__setitem__)
+_PLAIN_LIST = _Kind(list.copy, lambda value: enumerate(list.__iter__(value)), list.__setitem__)
 _DICT = _PLAIN_DICT._replace(outer=_copy_outer)
 _LIST = _PLAIN_LIST._replace(outer=_copy_outer_list)
 _SET = _Kind(_copy_outer, lambda value: (), lambda copied, key, part: None)
@@ -344,12 +340,8 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
                     f"{_shown(first)} and to {_shown(value)}: let one branch write each "
                     "field, or give the Parallel merge= that decides"
                 )
-    deleted = [field for field, (value, _) in changes.items() if value is _MISSING]
-    return set_fields(
-        item,
-        {field: value for field, (value, _) in changes.items() if value is not _MISSING},
-        deleted,
-    )
+    changed = {field: value for field, (value, _) in changes.items() if value is not _MISSING}
+    return set_fields(item, changed, [field for field in changes if field not in changed])
 
 
 def keep_item(item: Any, results: Sequence[Any]) -> Any:
