@@ -501,6 +501,7 @@ class _Kind:
             for name, member in members
             if isinstance(member, MemberDescriptorType) and not name.startswith("__pydantic_")
         }
+        self.getters = [(name, slot.__get__) for name, slot in self.slots.items()]
         self.caches = {name for name, member in members if isinstance(member, cached_property)}
 
     def take_apart(self, item: Any) -> dict[str, Any]:
@@ -538,9 +539,9 @@ class _Kind:
     def state(self, item: Any) -> dict[str, Any]:
         """Give what *item* has in its ``__dict__`` and its slots, but for what is cached there."""
         state = dict(item.__dict__) if self.has_dict else {}
-        for name, slot in self.slots.items():
+        for name, get in self.getters:
             try:
-                state[name] = slot.__get__(item)
+                state[name] = get(item)
             except AttributeError:  # it is not set
                 continue
         for name in self.caches:

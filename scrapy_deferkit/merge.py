@@ -152,20 +152,25 @@ def _copy(value: Any, levels: int) -> Any:
     cls: type = type(value)
     if cls is dict and ATOMS.issuperset(map(type, value.values())):
         return value.copy()
-    if cls is list and ATOMS.issuperset(map(type, value)):
-        return value[:]
+    if cls is list:
+        if ATOMS.issuperset(map(type, value)):
+            return value[:]
+        if levels:
+            return [part if type(part) in ATOMS else _copy(part, levels - 1) for part in value]
     kind = _kind_of(cls)
     if kind is None:
         return value
     if not levels:
         raise _NestedTooDeep
-    copied = kind.outer(value)
+    outer, parts, put = kind
+    copied = outer(value)
     if copied is not value:
-        for key, part in kind.parts(value):
+        levels -= 1
+        for key, part in parts(value):
             if type(part) not in ATOMS:
-                part_copy = _copy(part, levels - 1)
+                part_copy = _copy(part, levels)
                 if part_copy is not part:
-                    kind.put(copied, key, part_copy)
+                    put(copied, key, part_copy)
     return copied
 
 
@@ -260,18 +265,16 @@ def _may_be_item(cls: type) -> bool:
 
 def _fields(item: Any) -> dict[str, Any]:
     """Give the fields of *item*; ItemAdapter leaves out the extra ones of a pydantic model."""
-    return {**_adapters().ItemAdapter(item), **_extra(item)}
+    return dict(_adapters().ItemAdapter(item).items()) | _extra(item)
 
 
 def _force_field(item: Any, field: str, value: Any) -> None:
     """Set *field* of a fresh copy past frozen classes, validators and records of what was set."""
     adapters = _adapters()
+    kinds = (adapters.DataclassAdapter, adapters.AttrsAdapter, adapters.PydanticAdapter)
     if field in _extra(item):
         item.__pydantic_extra__[field] = value
-    elif isinstance(
-        adapters.ItemAdapter(item).adapter,
-        (adapters.DataclassAdapter, adapters.AttrsAdapter, adapters.PydanticAdapter),
-    ):
+    elif any(kind.is_item_class(type(item)) for kind in kinds):
         object.__setattr__(item, field, value)
     else:
         adapters.ItemAdapter(item)[field] = value
