@@ -61,12 +61,9 @@ def check_sqlite_file(file: Path, url: str) -> None:
             _check_database(file, url)
         else:
             _check_folder(file.parent)
-    except OSError as error:
-        raise unusable(url, *os_trouble(error)) from error
-    except sqlite3.Error as error:
-        what, passes, fix = sqlite_trouble(error)
-        if "is locked" not in what:
-            raise unusable(url, what, passes, fix) from error
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, OSError) or "is locked" not in str(error):
+            raise unusable(url, error, *trouble_of(error)) from error
 
 
 def _check_folder(folder: Path) -> None:
@@ -87,17 +84,14 @@ def _check_database(file: Path, url: str) -> None:
     _check_writable(file)
     _check_writable(file.parent)
     # "rw" opens a file that is there, and creates none.
-    connecting = sqlite3.connect(
-        f"{file.as_uri()}?mode=rw", timeout=0, uri=True, isolation_level=None
-    )
-    with closing(connecting) as connection:
+    name = f"{file.as_uri()}?mode=rw"
+    with closing(sqlite3.connect(name, timeout=0, uri=True, isolation_level=None)) as connection:
         connection.text_factory = text_or_bytes
         of_meta = f"SELECT 1 FROM sqlite_master WHERE name = '{META_TABLE}'"
         if connection.execute(of_meta).fetchone():
             of_version = f"SELECT value FROM {META_TABLE} WHERE name = ?"
-            row = connection.execute(of_version, (VERSION_ROW,)).fetchone()
-            version = None if row is None else version_of(row[0], url)
-            refuse_newer(version, VERSION, url)
+            for (value,) in connection.execute(of_version, (VERSION_ROW,)):
+                version_of(value, VERSION, url)
         # Takes the lock that a write needs, and writes nothing.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
@@ -114,42 +108,37 @@ def text_or_bytes(raw: bytes) -> str | bytes:
 # ----------------------------------------------------------------------------------- the messages
 
 
-def version_of(value: object, url: str) -> int:
-    """Return the version of the tables; raises ``DeadLettersError`` if it is not a number."""
+def version_of(value: object, newest: int, url: str) -> int:
+    """Return the version of the tables.
+
+    Raises ``DeadLettersError`` if it is not a number, or above *newest*.
+    """
     if not str(value).isdecimal() or int(str(value)) < 1:
         raise DeadLettersError(
             f"The dead letters at {url} cannot be used: in {META_TABLE}, "
             f"{VERSION_ROW!r} is {value!r}, where a number from 1 on is due. Correct it."
         )
-    return int(str(value))
-
-
-def refuse_newer(version: int | None, newest: int, url: str) -> None:
-    """Raise ``DeadLettersError`` if *version* is above *newest*."""
-    if version is not None and version > newest:
+    version = int(str(value))
+    if version > newest:
         raise DeadLettersError(
             f"The dead letters at {url} have version {version}, and this "
             f"scrapy-deferkit knows {newest} at most: install a newer scrapy-deferkit."
         )
+    return version
 
 
-def os_trouble(error: OSError) -> tuple[str, bool, str]:
-    """Return what went wrong, whether it may pass, and what helps."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+def trouble_of(error: BaseException) -> tuple[bool, str]:
+    """Return whether *error*, of the system or of SQLite, may pass, and what helps."""
+    if isinstance(error, OSError):
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return is_full, MAKE_ROOM if is_full else f"allow writing there, or {MOVE}"
+    what = str(error).lower()
+    known = ((passes, fix) for part, passes, fix in _SQLITE_TROUBLE if part in what)
+    return next(known, (False, f"look at that file, or {MOVE}"))
+
+
+def unusable(url: str, error: BaseException, passes: bool, fix: str) -> DeadLettersError:
+    """Return the error for dead letters that cannot be used: what happened, and the *fix*."""
     what = " ".join(str(error).split()) or type(error).__name__
-    return what, is_full, MAKE_ROOM if is_full else f"allow writing there, or {MOVE}"
-
-
-def sqlite_trouble(error: object) -> tuple[str, bool, str]:
-    """Return the same of what SQLite says."""
-    what = " ".join(str(error).split()) or type(error).__name__
-    for part, passes, fix in _SQLITE_TROUBLE:
-        if part in what.lower():
-            return what, passes, fix
-    return what, False, f"look at that file, or {MOVE}"
-
-
-def unusable(url: str, what: str, passes: bool, fix: str) -> DeadLettersError:
-    """Return the error for dead letters that cannot be used: *what* happened, and the *fix*."""
     kind = DeadLettersUnavailable if passes else DeadLettersError
     return kind(f"The dead letters at {url} cannot be used: {what}. To fix it, {fix}.")

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from .deadletters import DeadLetter, DeadLetters, Selection
 
 _ADDON = 'ADDONS = {"scrapy_deferkit.Addon": 500}'
-_DELETED_AT_ONCE = 500
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _COLUMNS = ("id", "spider", "arguments", "step", "error", "attempts", "failed", "page", "notes")
@@ -240,13 +239,8 @@ class Command(BaseRunSpiderCommand):
             raise UsageError("delete what? Give a filter, or --all")
         number, left = 0, opts.limit
         for store, selection in self._places(opts):
-            if left is None:
-                number += store.delete(selection)
-                continue
-            ids = iter([letter.id for letter in store.select(selection, left)])
-            while some := list(islice(ids, _DELETED_AT_ONCE)):
-                deleted = store.delete(_selection(opts, ids=some))
-                number, left = number + deleted, left - deleted
+            deleted = store.delete(selection, left)
+            number, left = number + deleted, None if left is None else left - deleted
         _put(f"{_counted(number)} deleted.")
 
     def _one(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta, timezone
 from itertools import islice
 from pathlib import Path
@@ -19,17 +19,15 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from ._letters import ALL, DeadLetter, Failed, Letter, Selection
+from ._letters import ALL, DeadLetter, Failed, Selection
 from ._sqlite_check import (
     MAKE_ROOM,
     META_TABLE,
     MOVE,
     VERSION_ROW,
     check_sqlite_file,
-    os_trouble,
-    refuse_newer,
-    sqlite_trouble,
     text_or_bytes,
+    trouble_of,
     unusable,
     version_of,
 )
@@ -41,10 +39,23 @@ if TYPE_CHECKING:
 __all__ = ["ALL", "DeadLetter", "DeadLetters", "Failed", "Selection"]
 
 
-# Texts are compared byte by byte, as SQLite does, so that an index serves prefixes and order.
-_TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
-# Times are text as well, all of one length: a time that somebody has garbled is still read.
-_TIME = _TEXT
+class _Text(sa.TypeDecorator[Any]):
+    """Text, and times as text of one length: a time that somebody has garbled is still read."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: object) -> Any:
+        if isinstance(value, datetime):
+            return value.astimezone(timezone.utc).isoformat(timespec="microseconds")
+        if isinstance(value, str):
+            # A database refuses NUL and lone surrogates.
+            return value.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+        return value
+
+
+# Compared byte by byte, as SQLite does, so that an index serves prefixes and order.
+_TEXT = _Text().with_variant(_Text(collation="C"), "postgresql")
 
 _schema = sa.MetaData()
 
@@ -78,12 +89,12 @@ _letters = sa.Table(
     sa.Column("error", _TEXT, nullable=False),
     sa.Column("traceback_key", _TEXT, nullable=False, index=True),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("first_failed_at", _TIME, nullable=False),
-    sa.Column("failed_at", _TIME, nullable=False),
+    sa.Column("first_failed_at", _TEXT, nullable=False),
+    sa.Column("failed_at", _TEXT, nullable=False),
     sa.Column("leased_by", _TEXT),
-    sa.Column("leased_until", _TIME, index=True),
+    sa.Column("leased_until", _TEXT, index=True),
     sa.Column("tried_by", _TEXT),
-    sa.Column("tried_at", _TIME),
+    sa.Column("tried_at", _TEXT),
     # For pages in the order of time.
     sa.Index("deferkit_dead_letters_by_time", "failed_at", "id"),
 )
@@ -152,17 +163,16 @@ class DeadLetters:
         parsed = _parse(url)
         self.url: str = _shown(parsed)
         """The URL without its password."""
-        self._is_postgres = parsed.drivername.startswith("postgresql")
-        self._file = None if self._is_postgres else Path(parsed.database or "")
+        is_file = parsed.drivername == "sqlite"
+        self._file = Path(parsed.database or "") if is_file else None
         try:
-            self._engine = _postgres_engine(parsed) if self._is_postgres else _sqlite_engine(parsed)
+            self._engine = _sqlite_engine(parsed) if is_file else _postgres_engine(parsed)
         except ImportError as error:
             raise DeadLettersError(
                 f"The dead letters at {self.url} need psycopg 3, which cannot be imported "
                 f"({error}): pip install 'scrapy-deferkit[postgres]'"
             ) from error
-        self._insert: Any = postgresql.insert if self._is_postgres else sqlite.insert
-        self._first_taken_at: dict[str, str] = {}
+        self._first_taken_at: dict[str, datetime] = {}
 
     def check(self) -> None:
         """Raise ``DeadLettersError`` if the table cannot be used; nothing is created for that.
@@ -189,23 +199,20 @@ class DeadLetters:
         failures = sorted(failures, key=lambda failure: (failure.id, failure.at))
         if not failures:
             return
-        insert = self._insert(_letters)
-        attempt = {name: insert.excluded[name] for name in _attempt_of(failures[0])}
-        statement = insert.on_conflict_do_update(
-            index_elements=[_columns.id],
-            set_={**attempt, "attempts": _one_more},
-            where=insert.excluded.failed_at > _columns.failed_at,
-        )
         with self._transaction(write=True, create=True) as connection:
-            if connection is not None:
-                self._put_tracebacks(connection, failures)
-                connection.execute(statement, [_row_of(failure) for failure in failures])
+            _put_tracebacks(connection, failures)
+            insert = _insert(connection, _letters)
+            attempt = {name: insert.excluded[name] for name in _attempt_of(failures[0])}
+            statement = insert.on_conflict_do_update(
+                index_elements=[_columns.id],
+                set_={**attempt, "attempts": _one_more},
+                where=insert.excluded.failed_at > _columns.failed_at,
+            )
+            connection.execute(statement, [_row_of(failure) for failure in failures])
 
     def count(self, selection: Selection = ALL) -> int:
         """Count the letters of *selection*."""
         with self._transaction() as connection:
-            if connection is None:
-                return 0
             counting = sa.select(sa.func.count()).select_from(_letters).where(*_where(selection))
             return connection.scalar(counting) or 0
 
@@ -222,7 +229,7 @@ class DeadLetters:
         further = page
         while True:
             with self._transaction() as connection:
-                rows = [] if connection is None else connection.execute(further).mappings().all()
+                rows = connection.execute(further).mappings().all()
             yield from map(_letter_of, rows)
             if len(rows) < size:
                 return
@@ -231,14 +238,11 @@ class DeadLetters:
 
     def get(self, id_or_prefix: str) -> DeadLetter | None:
         """Give the letter whose id this is, or the only one whose id begins so."""
-        beginning = _clean(id_or_prefix)
-        within = (_columns.id >= beginning, _columns.id < beginning + "\U0010ffff")
+        within = (_columns.id >= id_or_prefix, _columns.id < id_or_prefix + "\U0010ffff")
         with self._transaction() as connection:
-            if connection is None:
-                return None
             found = _reading.where(*within).order_by(_columns.id).limit(5)
             letters = [_letter_of(row) for row in connection.execute(found).mappings()]
-        if len(letters) > 1 and letters[0].id != beginning:
+        if len(letters) > 1 and letters[0].id != id_or_prefix:
             ids = ", ".join(letter.id for letter in letters)
             raise DeadLettersError(
                 f"{id_or_prefix!r} is the beginning of several ids of the dead letters at "
@@ -251,14 +255,12 @@ class DeadLetters:
 
         Replays that are under way may take it again. A letter that one of them holds is left alone.
         """
-        this = _columns.id == _clean(letter_id)
+        this = _columns.id == letter_id
         with self._transaction(write=True) as connection:
-            found = None
-            if connection is not None:
-                held = _columns.leased_until > self._now(connection)
-                lease = sa.select(_columns.leased_by, _columns.leased_until, held.label("held"))
-                found = connection.execute(lease.where(this).with_for_update()).one_or_none()
-            if connection is None or found is None:
+            held = _columns.leased_until > _now(connection)
+            lease = sa.select(_columns.leased_by, _columns.leased_until, held.label("held"))
+            found = connection.execute(lease.where(this).with_for_update()).one_or_none()
+            if found is None:
                 raise DeadLettersError(
                     f"There is no dead letter {letter_id} at {self.url}: "
                     "it has been delivered or deleted."
@@ -268,17 +270,22 @@ class DeadLetters:
                     f"The dead letter {letter_id} at {self.url} is being replayed by "
                     f"{found.leased_by}: edit it when that is over, or after {found.leased_until}."
                 )
-            edited = {"item": _clean(item), "item_type": _clean(item_type), "missing": None}
+            edited = {"item": item, "item_type": item_type, "missing": None}
             edited |= {"tried_by": None, "tried_at": None}
             connection.execute(sa.update(_letters).where(this).values(edited))
 
-    def delete(self, selection: Selection) -> int:
-        """Delete the letters of *selection*, held by a replay or not; tell how many they were."""
+    def delete(self, selection: Selection, limit: int | None = None) -> int:
+        """Delete the letters of *selection*, or the *limit* oldest failures of them.
+
+        They may be held by a replay. Returns how many they were.
+        """
+        deletion = sa.delete(_letters).where(*_where(selection))
+        if limit is not None:
+            meant = sa.select(_columns.id).where(*_where(selection)).order_by(*_ORDER).limit(limit)
+            deletion = deletion.where(_columns.id.in_(meant))
         with self._transaction(write=True) as connection:
-            if connection is None:
-                return 0
-            deleted = connection.execute(sa.delete(_letters).where(*_where(selection))).rowcount
-            self._forget_tracebacks(connection)
+            deleted = connection.execute(deletion).rowcount
+            _forget_tracebacks(connection)
             return deleted
 
     def take(
@@ -290,48 +297,36 @@ class DeadLetters:
         given once more, so runs come to an end. Those whose owner let its lease end come last.
         """
         with self._transaction(write=True) as connection:
-            if connection is None:
-                return []
-            now = self._now(connection)
+            now = _now(connection)
             begun = self._first_taken_at.setdefault(owner, now)
             others = sa.and_(_columns.tried_by != owner, _columns.tried_at < begun)
             due = (*_where(selection), sa.or_(_columns.tried_by.is_(None), others))
             ended = sa.and_(_columns.leased_by != owner, _columns.leased_until <= now)
-            ids: list[str] = []
+            rows: list[Mapping[Any, Any]] = []
             # Two queries, each with an index that steps over all that is leased.
             for available in (_columns.leased_by.is_(None), ended):
-                wanted = sa.select(_columns.id).where(*due, available).order_by(*_ORDER)
-                wanted = wanted.limit(limit - len(ids)).with_for_update(skip_locked=True)
-                ids.extend(connection.scalars(wanted))
-            lease = {"leased_by": owner, "leased_until": _later(now, lease_seconds)}
-            letters: list[DeadLetter] = []
-            for some in _in_pages(ids):
+                wanted = _reading.where(*due, available).order_by(*_ORDER).limit(limit - len(rows))
+                wanted = wanted.with_for_update(of=_letters, skip_locked=True)
+                rows.extend(connection.execute(wanted).mappings())
+            until = now + timedelta(seconds=lease_seconds)
+            lease: dict[str, Any] = {"leased_by": owner, "leased_until": until}
+            for some in _in_pages(row["id"] for row in rows):
                 connection.execute(sa.update(_letters).where(some).values(lease))
-                rows = connection.execute(_reading.where(some).order_by(*_ORDER)).mappings()
-                letters.extend(map(_letter_of, rows))
-            return letters
+            return [replace(_letter_of(row), **lease) for row in rows]
 
     def renew(self, owner: str, ids: Iterable[str], lease_seconds: float) -> set[str]:
-        """Lease *ids* to *owner* for longer; give those that are still its own."""
+        """Lease *ids* to *owner* for longer; return those that are still its own."""
         with self._transaction(write=True) as connection:
-            if connection is None:
-                return set()
-            until = _later(self._now(connection), lease_seconds)
-            ours = _held(connection, owner, ids)
-            for some in _in_pages(ours):
-                connection.execute(sa.update(_letters).where(some).values(leased_until=until))
-            return set(ours)
+            until = _now(connection) + timedelta(seconds=lease_seconds)
+            lease = sa.update(_letters).values(leased_until=until)
+            return _execute_on_held(connection, lease, owner, ids)
 
     def delivered(self, owner: str, ids: Iterable[str]) -> set[str]:
-        """Remove *ids*, which *owner* has delivered; give those that were still its own."""
+        """Remove *ids*, which *owner* has delivered; return those that were still its own."""
         with self._transaction(write=True) as connection:
-            if connection is None:
-                return set()
-            ours = _held(connection, owner, ids)
-            for some in _in_pages(ours):
-                connection.execute(sa.delete(_letters).where(some))
-            self._forget_tracebacks(connection)
-            return set(ours)
+            ours = _execute_on_held(connection, sa.delete(_letters), owner, ids)
+            _forget_tracebacks(connection)
+            return ours
 
     def failed_again(self, owner: str, failures: Iterable[Failed]) -> None:
         """Note the new failures of letters that *owner* holds, and give their leases up.
@@ -343,21 +338,17 @@ class DeadLetters:
             return
         ours = sa.and_(_columns.id == sa.bindparam("letter"), _columns.leased_by == owner)
         with self._transaction(write=True) as connection:
-            if connection is None:
-                return
-            self._put_tracebacks(connection, failures)
+            _put_tracebacks(connection, failures)
             statement = sa.update(_letters).where(ours)
             statement = statement.values(attempts=_one_more, leased_by=None, leased_until=None)
-            statement = statement.values(tried_by=owner, tried_at=self._now(connection))
+            statement = statement.values(tried_by=owner, tried_at=_now(connection))
             connection.execute(
-                statement, [{"letter": _clean(each.id), **_attempt_of(each)} for each in failures]
+                statement, [{"letter": each.id, **_attempt_of(each)} for each in failures]
             )
 
     def release(self, owner: str) -> int:
-        """Give up the leases of *owner*, whose run has been stopped; tell how many they were."""
+        """Give up the leases of *owner*, whose run has been stopped; return how many they were."""
         with self._transaction(write=True) as connection:
-            if connection is None:
-                return 0
             held = sa.update(_letters).where(_columns.leased_by == owner)
             return connection.execute(held.values(leased_by=None, leased_until=None)).rowcount
 
@@ -366,113 +357,112 @@ class DeadLetters:
         self._engine.dispose()
 
     @contextmanager
-    def _transaction(
-        self, *, write: bool = False, create: bool = False
-    ) -> Iterator[Connection | None]:
-        """Give a connection to tables of this version, or ``None`` where there are no tables."""
+    def _transaction(self, *, write: bool = False, create: bool = False) -> Iterator[Connection]:
+        """Yield a connection to tables of this version; to empty ones while there are none."""
         begin = "BEGIN IMMEDIATE" if write else "BEGIN"
         try:
-            if self._file is not None and not self._file.exists():
-                if not create:
-                    yield None
-                    return
+            is_there = self._file is None or self._file.exists()
+            if self._file is not None and create and not is_there:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 _use_wal(self._engine)
-            with self._engine.execution_options(deferkit_begin=begin).begin() as connection:
-                yield connection if self._prepare(connection, create=create) else None
+            if is_there or create:
+                with self._engine.execution_options(deferkit_begin=begin).begin() as connection:
+                    if self._prepare(connection, create=create):
+                        yield connection
+                        return
+            with _nothing.begin() as connection:
+                _schema.create_all(connection)
+                yield connection
         except (SQLAlchemyError, OSError) as error:
             raise self._explain(error) from error
 
     def _prepare(self, connection: Connection, *, create: bool) -> bool:
-        """Bring the tables to this version; tell whether there are any."""
+        """Bring the tables to this version; return whether there are any."""
         newest = 1 + len(_MIGRATIONS)
-        version = self._version(connection)
+        version = self._version(connection, newest)
         if version == newest or (version is None and not create):
             return version is not None
-        if self._is_postgres:
-            # Two processes may be here at once. The second one waits, and looks again.
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-            version = self._version(connection)
+        # Two processes may be here at once. The second one waits, and looks again.
+        _lock(connection, sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK))
+        version = self._version(connection, newest)
         if version is None:
             _schema.create_all(connection)
-        elif version > newest:
-            refuse_newer(version, newest, self.url)
         else:
             for migrate in _MIGRATIONS[version - 1 :]:
                 migrate(connection)
-        put = self._insert(_meta).values(name=VERSION_ROW, value=str(newest))
+        put = _insert(connection, _meta).values(name=VERSION_ROW, value=str(newest))
         put = put.on_conflict_do_update(index_elements=["name"], set_={"value": str(newest)})
         connection.execute(put)
         return True
 
-    def _version(self, connection: Connection) -> int | None:
+    def _version(self, connection: Connection, newest: int) -> int | None:
         if not sa.inspect(connection).has_table(_meta.name):
             return None
         value = connection.scalar(sa.select(_meta.c.value).where(_meta.c.name == VERSION_ROW))
-        return None if value is None else version_of(value, self.url)
-
-    def _put_tracebacks(self, connection: Connection, failures: Iterable[Failed]) -> None:
-        if self._is_postgres:
-            # Whoever clears tracebacks waits until the letters that point to these can be seen.
-            locked = sa.func.pg_advisory_xact_lock_shared(_TRACEBACKS_LOCK)
-            connection.execute(sa.select(locked))
-        texts = {_traceback_key(failure): _clean(failure.traceback) for failure in failures}
-        put = self._insert(_tracebacks).on_conflict_do_nothing(index_elements=["key"])
-        connection.execute(put, [{"key": key, "traceback": texts[key]} for key in sorted(texts)])
-
-    def _forget_tracebacks(self, connection: Connection) -> None:
-        """Delete the tracebacks that no letter points to."""
-        used = sa.exists().where(_columns.traceback_key == _tracebacks.c.key)
-        if connection.scalar(sa.select(_tracebacks.c.key).where(~used).limit(1)) is None:
-            return
-        if self._is_postgres:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TRACEBACKS_LOCK)))
-        connection.execute(sa.delete(_tracebacks).where(~used))
-
-    def _now(self, connection: Connection) -> str:
-        if not self._is_postgres:
-            return _time_text(_host_time())
-        return _time_text(connection.scalars(sa.select(sa.func.clock_timestamp())).one())
+        return None if value is None else version_of(value, newest, self.url)
 
     def _explain(self, error: SQLAlchemyError | OSError) -> DeadLettersError:
-        return unusable(self.url, *_trouble(error, is_postgres=self._is_postgres))
+        cause = getattr(error, "orig", None) or error
+        if self._file is None and not isinstance(cause, OSError):
+            return unusable(self.url, cause, *_server_trouble(error, cause))
+        return unusable(self.url, cause, *trouble_of(cause))
+
+
+# Every connection to it has a database of its own, in memory.
+_nothing = sa.create_engine("sqlite://", poolclass=sa.NullPool)
+
+
+def _is_postgres(connection: Connection) -> bool:
+    return connection.dialect.name == "postgresql"
+
+
+def _insert(connection: Connection, table: sa.Table) -> Any:
+    return (postgresql if _is_postgres(connection) else sqlite).insert(table)
+
+
+def _lock(connection: Connection, lock: sa.Function[Any]) -> None:
+    """Wait for an advisory lock of PostgreSQL; a file has one writer at a time anyway."""
+    if _is_postgres(connection):
+        connection.execute(sa.select(lock))
+
+
+def _now(connection: Connection) -> datetime:
+    if not _is_postgres(connection):
+        return _host_time()
+    now: datetime = connection.scalars(sa.select(sa.func.clock_timestamp())).one()
+    return now
+
+
+def _put_tracebacks(connection: Connection, failures: Iterable[Failed]) -> None:
+    # Whoever clears tracebacks waits until the letters that point to these can be seen.
+    _lock(connection, sa.func.pg_advisory_xact_lock_shared(_TRACEBACKS_LOCK))
+    texts = {_traceback_key(failure): failure.traceback for failure in failures}
+    put = _insert(connection, _tracebacks).on_conflict_do_nothing(index_elements=["key"])
+    connection.execute(put, [{"key": key, "traceback": texts[key]} for key in sorted(texts)])
+
+
+def _forget_tracebacks(connection: Connection) -> None:
+    """Delete the tracebacks that no letter points to."""
+    used = sa.exists().where(_columns.traceback_key == _tracebacks.c.key)
+    if connection.scalar(sa.select(_tracebacks.c.key).where(~used).limit(1)) is not None:
+        _lock(connection, sa.func.pg_advisory_xact_lock(_TRACEBACKS_LOCK))
+        connection.execute(sa.delete(_tracebacks).where(~used))
 
 
 def _host_time() -> datetime:
     return datetime.now(timezone.utc)
 
 
-def _time_text(time: datetime) -> str:
-    return time.astimezone(timezone.utc).isoformat(timespec="microseconds")
-
-
-def _later(now: str, seconds: float) -> str:
-    return _time_text(datetime.fromisoformat(now) + timedelta(seconds=seconds))
-
-
-def _clean(text: str) -> str:
-    """Replace what a database refuses: NUL and lone surrogates."""
-    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
-
-
 def _row_of(failure: Failed) -> dict[str, Any]:
-    row = {field.name: getattr(failure, field.name) for field in fields(Letter)}
-    del row["traceback"]
-    row = {name: value if value is None else _clean(value) for name, value in row.items()}
-    attempt = _attempt_of(failure)
-    return {**row, **attempt, "attempts": 1, "first_failed_at": attempt["failed_at"]}
+    row = {**asdict(failure), **_attempt_of(failure), "attempts": 1, "first_failed_at": failure.at}
+    return {name: value for name, value in row.items() if name in _columns}
 
 
 def _attempt_of(failure: Failed) -> dict[str, Any]:
-    """Give the columns that one more attempt changes."""
-    return {
-        "stage": _clean(failure.stage),
-        "step": failure.step if failure.step is None else _clean(failure.step),
-        "error_type": _clean(failure.error_type),
-        "error": _clean(failure.error),
-        "traceback_key": _traceback_key(failure),
-        "failed_at": _time_text(failure.at),
-    }
+    """Return the columns that one more attempt changes."""
+    names = ("stage", "step", "error_type", "error")
+    attempt = {name: getattr(failure, name) for name in names}
+    return {**attempt, "traceback_key": _traceback_key(failure), "failed_at": failure.at}
 
 
 # SQLite takes text that is no number for 0, so an edited row is a number again.
@@ -484,33 +474,33 @@ _FRAME = re.compile(r'^\s*File "(.*)", line (\d+), in (.*)$', re.MULTILINE)
 def _traceback_key(failure: Failed) -> str:
     """Give the same key for one error from one place, whatever its message says."""
     frames = _FRAME.findall(failure.traceback) or failure.traceback
-    return hashlib.sha256(_clean(f"{failure.error_type} {frames}").encode()).hexdigest()
+    text = f"{failure.error_type} {frames}"
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 
-_reading = sa.select(_letters, _tracebacks.c.traceback).select_from(
-    _letters.outerjoin(_tracebacks, _columns.traceback_key == _tracebacks.c.key)
-)
+_reading = sa.select(
+    _letters, sa.func.coalesce(_tracebacks.c.traceback, "").label("traceback")
+).outerjoin_from(_letters, _tracebacks, _columns.traceback_key == _tracebacks.c.key)
+
+
+# What the fields of a selection mean.
+_CONDITIONS: dict[str, Callable[[Any], sa.ColumnElement[bool]]] = {
+    "spider": lambda name: _columns.spider == name,
+    "step": lambda path: sa.or_(
+        _columns.step == path, _columns.step.startswith(f"{path}/", autoescape=True)
+    ),
+    "error": lambda part: sa.or_(
+        *(it.icontains(part, autoescape=True) for it in (_columns.error_type, _columns.error))
+    ),
+    "older_than": lambda time: _columns.failed_at < time,
+    "newer_than": lambda time: _columns.failed_at > time,
+    "ids": _columns.id.in_,
+}
 
 
 def _where(selection: Selection) -> list[sa.ColumnElement[bool]]:
-    conditions: list[sa.ColumnElement[bool]] = []
-    if selection.spider is not None:
-        conditions.append(_columns.spider == _clean(selection.spider))
-    if selection.step is not None:
-        step = _clean(selection.step)
-        within = _columns.step.startswith(f"{step}/", autoescape=True)
-        conditions.append(sa.or_(_columns.step == step, within))
-    if selection.error is not None:
-        part = _clean(selection.error)
-        columns = (_columns.error_type, _columns.error)
-        conditions.append(sa.or_(*(each.icontains(part, autoescape=True) for each in columns)))
-    if selection.older_than is not None:
-        conditions.append(_columns.failed_at < _time_text(selection.older_than))
-    if selection.newer_than is not None:
-        conditions.append(_columns.failed_at > _time_text(selection.newer_than))
-    if selection.ids is not None:
-        conditions.append(_columns.id.in_([_clean(each) for each in selection.ids]))
-    return conditions
+    given = ((getattr(selection, name), meaning) for name, meaning in _CONDITIONS.items())
+    return [meaning(value) for value, meaning in given if value is not None]
 
 
 def _in_pages(ids: Iterable[str]) -> Iterator[sa.ColumnElement[bool]]:
@@ -520,57 +510,59 @@ def _in_pages(ids: Iterable[str]) -> Iterator[sa.ColumnElement[bool]]:
         yield _columns.id.in_(page)
 
 
-def _held(connection: Connection, owner: str, ids: Iterable[str]) -> list[str]:
-    """Give those of *ids* that *owner* holds, and lock them.
+def _execute_on_held(
+    connection: Connection, statement: sa.Update | sa.Delete, owner: str, ids: Iterable[str]
+) -> set[str]:
+    """Execute *statement* on those of *ids* that *owner* holds; return these.
 
     A lease that has ended holds until another owner takes the letter.
     """
-    held: list[str] = []
+    held: set[str] = set()
     for some in _in_pages(ids):
-        ours = sa.select(_columns.id).where(some, _columns.leased_by == owner).with_for_update()
-        held.extend(connection.scalars(ours))
+        ours = (some, _columns.leased_by == owner)
+        held.update(connection.scalars(sa.select(_columns.id).where(*ours).with_for_update()))
+        connection.execute(statement.where(*ours))
     return held
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError
+    return value
+
+
+def _time(value: Any) -> datetime:
+    read = datetime.fromisoformat(value)
+    return read.replace(tzinfo=read.tzinfo or timezone.utc).astimezone(timezone.utc)
+
+
+# How each field is read from its column, and what is due there.
+_READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    **{field.name: (_text, "text") for field in fields(DeadLetter) if field.name != "problem"},
+    "attempts": (_number, "a number from 1 on"),
+}
+for _name in ("first_failed_at", "failed_at", "leased_until"):
+    _READERS[_name] = (_time, "a time such as 2030-12-31T23:59:59.000000+00:00")
 
 
 def _letter_of(row: Mapping[Any, Any]) -> DeadLetter:
     """Read a row, whatever somebody has made of it."""
+    read: dict[str, Any] = {}
     problems: list[str] = []
-
-    def complain(name: str, due: str) -> None:
-        problems.append(f"{name} is {row[name]!r}, where {due} is due")
-
-    def text(name: str) -> str | None:
+    for name, (reader, due) in _READERS.items():
         value = row[name]
-        if value is None or isinstance(value, str):
-            return value
-        complain(name, "text")
-        return str(value)
-
-    def time(name: str) -> datetime | None:
-        value = row[name]
-        if value is None:
-            return None
         try:
-            read = datetime.fromisoformat(value)
-            return read.replace(tzinfo=read.tzinfo or timezone.utc).astimezone(timezone.utc)
+            read[name] = None if value is None else reader(value)
         except (TypeError, ValueError, OverflowError):
-            complain(name, "a time such as 2030-12-31T23:59:59.000000+00:00")
-            return None
-
-    attempts = row["attempts"]
-    if not isinstance(attempts, int) or attempts < 1:
-        complain("attempts", "a number from 1 on")
-        attempts = None
-    return DeadLetter(
-        **{field.name: text(field.name) or "" for field in fields(Letter)}
-        | {name: text(name) for name in ("missing", "page_url", "step")},  # type: ignore[arg-type]
-        attempts=attempts,
-        first_failed_at=time("first_failed_at"),
-        failed_at=time("failed_at"),
-        leased_by=text("leased_by"),
-        leased_until=time("leased_until"),
-        problem="; ".join(problems) or None,
-    )
+            problems.append(f"{name} is {value!r}, where {due} is due")
+            read[name] = str(value) if reader is _text else None
+    return DeadLetter(**read, problem="; ".join(problems) or None)
 
 
 def _parse(url: str) -> URL:
@@ -644,20 +636,13 @@ def _postgres_engine(url: URL) -> Engine:
     return engine
 
 
-def _trouble(error: SQLAlchemyError | OSError, *, is_postgres: bool) -> tuple[str, bool, str]:
-    """Tell what went wrong, whether that may pass, and what to do."""
-    cause = getattr(error, "orig", None) or error
-    if isinstance(cause, OSError):
-        return os_trouble(cause)
-    if not is_postgres:
-        return sqlite_trouble(cause)
-    what = " ".join(str(cause).split()) or type(cause).__name__
+def _server_trouble(error: Exception, cause: BaseException) -> tuple[bool, str]:
+    """Return whether *cause*, which SQLAlchemy wraps in *error*, may pass, and what helps."""
     state = getattr(cause, "sqlstate", None)
     if state is None:
+        what = " ".join(str(cause).split())
         refused = any(part in what for part in _REFUSALS)
         lost = isinstance(error, (OperationalError, InterfaceError, sa.exc.TimeoutError))
-        return what, lost and not refused, _START
-    for beginning, passes, fix in _POSTGRES_TROUBLE:
-        if state.startswith(beginning):
-            return what, passes, fix
-    return what, False, f"look at that database, or {MOVE}"
+        return lost and not refused, _START
+    known = ((passes, fix) for part, passes, fix in _POSTGRES_TROUBLE if state.startswith(part))
+    return next(known, (False, f"look at that database, or {MOVE}"))

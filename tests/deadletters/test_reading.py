@@ -57,6 +57,14 @@ def test_a_selection_means_the_same_for_all_that_takes_one(
     assert letters.count() == 3 - len(chosen)
 
 
+def test_of_what_is_deleted_the_oldest_failures_go_first(letters: DeadLetters) -> None:
+    letters.put([failed("a", 30), failed("b", 20), failed("c", 10, spider="films")])
+    assert letters.delete(Selection(spider="books"), 0) == 0
+    assert letters.delete(Selection(spider="books"), 1) == 1
+    assert ids(letters) == ["c", "a"]
+    assert letters.delete(ALL, 5) == 2
+
+
 def test_listing_goes_page_by_page_and_misses_none_of_one_time(
     letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
