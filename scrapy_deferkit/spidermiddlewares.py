@@ -119,7 +119,7 @@ class StackSpiderMiddleware:
         try:
             output = self._bound(visit.item, response)
             if self._record is not None:
-                output = self._record.wait(output, perf_counter(), lambda _: False)
+                output = self._record.wait(output, perf_counter())
             return visit, await output
         except DropItem as error:
             ending = end_as_dropped(self._crawler, visit, response, error)

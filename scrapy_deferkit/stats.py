@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -52,14 +53,11 @@ class Latencies:
         if not recent:
             return
         recent.sort()
-        start, end = 0, len(recent)
-        while start < end:
-            bucket = bisect_left(_BOUNDS, recent[start])
-            is_last = bucket == len(_BOUNDS)
-            stop = end if is_last else bisect_right(recent, _BOUNDS[bucket], start)
-            self._buckets[bucket] += stop - start
-            start = stop
-        self._count += end
+        ends = pairwise([0, *(bisect_right(recent, bound) for bound in _BOUNDS), len(recent)])
+        self._buckets = [
+            number + end - start for number, (start, end) in zip(self._buckets, ends, strict=True)
+        ]
+        self._count += len(recent)
         self._total += sum(recent)
         self._longest = max(self._longest, recent[-1])
         recent.clear()
@@ -100,6 +98,11 @@ class Latencies:
                 return min(bound, self._longest)
         return 0.0
 
+    def times(self) -> dict[str, float]:
+        """Return what :class:`StepFigures` has of the durations, by its names."""
+        percentiles = {f"p{percent}": self.percentile(percent) for percent in (50, 95, 99)}
+        return {"total": self.total, **percentiles, "longest": self.longest}
+
 
 @dataclass(frozen=True)
 class StepFigures:
@@ -117,6 +120,10 @@ class StepFigures:
     p95: float
     p99: float
     longest: float
+
+
+# The stats keys of times, and their names in StepFigures.
+_TIMES = {"seconds": "total", "p50": "p50", "p95": "p95", "p99": "p99", "max": "longest"}
 
 
 class StepRecord:
@@ -147,6 +154,14 @@ class StepRecord:
         else:
             self.failed += 1
 
+    def note_result(self, result: Any, needs_result: bool) -> None:
+        """Count that the step ended with *result*; ``None`` fails a step that *needs_result*."""
+        if isinstance(result, Failure):
+            assert result.value is not None
+            self.note(result.value)
+        elif result is None and needs_result:
+            self.failed += 1
+
     def note_time(self, seconds: float) -> None:
         """Count that the step took *seconds*."""
         recent = self.work.recent
@@ -154,27 +169,21 @@ class StepRecord:
         if len(recent) >= FOLD_AT:
             self.work.fold()
 
-    def wait(self, pending: Any, started: float, fails: Callable[[Any], bool]) -> Any:
+    def wait(self, pending: Any, started: float, needs_result: bool = False) -> Any:
         """Count *pending*, the result of the step, when it has come."""
         if not isinstance(pending, Deferred):
-            return self._await(pending, started, fails)
+            return self._await(pending, started, needs_result)
         self.inside += 1
 
         def note(result: Any) -> Any:
             self.inside -= 1
             self.note_time(perf_counter() - started)
-            if isinstance(result, Failure):
-                assert result.value is not None
-                self.note(result.value)
-            elif fails(result):
-                self.failed += 1
+            self.note_result(result, needs_result)
             return result
 
         return pending.addBoth(note)
 
-    async def _await(
-        self, pending: Awaitable[Any], started: float, fails: Callable[[Any], bool]
-    ) -> Any:
+    async def _await(self, pending: Awaitable[Any], started: float, needs_result: bool) -> Any:
         self.inside += 1
         try:
             result = await pending
@@ -184,11 +193,7 @@ class StepRecord:
         finally:
             self.inside -= 1
             self.note_time(perf_counter() - started)
-        if isinstance(result, Failure):
-            assert result.value is not None
-            self.note(result.value)
-        elif fails(result):
-            self.failed += 1
+        self.note_result(result, needs_result)
         return result
 
     def joined_with(self, other: StepRecord) -> StepRecord:
@@ -202,7 +207,7 @@ class StepRecord:
 
     def figures(self, retried: int) -> StepFigures:
         """Give the counts as they are now."""
-        ended, work = self.work.count, self.work
+        ended = self.work.count
         return StepFigures(
             path=self.path,
             entered=ended + self.inside,
@@ -211,11 +216,7 @@ class StepRecord:
             failed=self.failed,
             cancelled=self.cancelled,
             retried=retried,
-            total=work.total,
-            p50=work.percentile(50),
-            p95=work.percentile(95),
-            p99=work.percentile(99),
-            longest=work.longest,
+            **self.work.times(),
         )
 
 
@@ -262,7 +263,7 @@ class StepStats:
     def _watch(self, stack: Stack, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Give *call*, the step *name* of *stack*, so that it is counted."""
         record = self.add(lambda: f"{stack.path}/{name}")
-        fails = _is_nothing if stack.needs_results else _never
+        needs_result = stack.needs_results
 
         def counted(item: Any, /, *args: Any, **kwargs: Any) -> Any:
             started = perf_counter()
@@ -273,13 +274,9 @@ class StepStats:
                 record.note(error)
                 raise
             if is_pending(result):
-                return record.wait(result, started, fails)
+                return record.wait(result, started, needs_result)
             record.note_time(perf_counter() - started)
-            if isinstance(result, Failure):
-                assert result.value is not None
-                record.note(result.value)
-            elif fails(result):
-                record.failed += 1
+            record.note_result(result, needs_result)
             return result
 
         vars(counted)["__wrapped__"] = call  # for who reads its signature
@@ -304,27 +301,18 @@ class StepStats:
 
     def publish(self) -> None:
         """Put the counts into the crawl's stats; the keys are in docs/addon.md."""
-        set_value = self._crawler.stats.set_value
         for step in self.figures():
-            if not step.entered:
-                continue
-            prefix = f"deferkit/{step.path}"
-            set_value(f"{prefix}/in", step.entered)
-            set_value(f"{prefix}/ok", step.ok)
-            for what in ("dropped", "failed", "cancelled"):
-                if number := getattr(step, what):
-                    set_value(f"{prefix}/{what}", number)
-            set_value(f"{prefix}/seconds", round(step.total, 6))
-            for name in ("p50", "p95", "p99"):
-                set_value(f"{prefix}/{name}", round(getattr(step, name), 6))
-            set_value(f"{prefix}/max", round(step.longest, 6))
+            if step.entered:
+                some = {name: getattr(step, name) for name in ("dropped", "failed", "cancelled")}
+                some = {name: number for name, number in some.items() if number}
+                self._publish(step.path, {"in": step.entered, "ok": step.ok, **some}, vars(step))
         if self.waiting.count:
-            set_value("deferkit/slot/waited", self.waiting.count)
-            set_value("deferkit/slot/seconds", round(self.waiting.total, 6))
-            for percent in (50, 95, 99):
-                value = round(self.waiting.percentile(percent), 6)
-                set_value(f"deferkit/slot/p{percent}", value)
-            set_value("deferkit/slot/max", round(self.waiting.longest, 6))
+            self._publish("slot", {"waited": self.waiting.count}, self.waiting.times())
+
+    def _publish(self, prefix: str, counts: dict[str, int], times: dict[str, float]) -> None:
+        seconds = {key: round(times[name], 6) for key, name in _TIMES.items()}
+        for key, value in {**counts, **seconds}.items():
+            self._crawler.stats.set_value(f"deferkit/{prefix}/{key}", value)
 
 
 def step_stats(crawler: Crawler) -> list[StepFigures]:
@@ -334,11 +322,3 @@ def step_stats(crawler: Crawler) -> list[StepFigures]:
     """
     stats = crawl_of(crawler).stats
     return [] if stats is None else stats.figures()
-
-
-def _is_nothing(result: Any) -> bool:
-    return result is None
-
-
-def _never(_: Any) -> bool:
-    return False
