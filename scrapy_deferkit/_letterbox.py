@@ -51,7 +51,9 @@ class LetterBox:
         self._file: Path | None = None
         self._store: DeadLetters | None = None
         self._thread: WorkerThread | None = None
-        self._waiting: list[tuple[str, Any, Deferred[None]]] = []
+        self._waiting: dict[str, list[tuple[Any, Deferred[None]]]] = {}
+        """What is to be written, by the method of the store that does it."""
+
         self._is_writing = False
         self._idle: Gate | None = None
         self._has_given_up = False
@@ -73,10 +75,8 @@ class LetterBox:
         return self._thread.call(function)
 
     def _check(self) -> None:
-        if self._url is None:
-            self._file = default_file(self._spider_name)
-        else:
-            self._file = sqlite_file(self._url)
+        url = self._url
+        self._file = default_file(self._spider_name) if url is None else sqlite_file(url)
         if self._file is None:
             self._opened().check()
         else:
@@ -97,7 +97,7 @@ class LetterBox:
         return self._crawler.spider.name
 
     def put(self, failed: Failed, *, is_replayed: bool) -> Deferred[None]:
-        """Keep *failed*; give a Deferred that fires when it is safe."""
+        """Keep *failed*; return a Deferred that fires when it is safe."""
         return self._add("failed_again" if is_replayed else "put", failed)
 
     def delivered(self, letter_id: str) -> None:
@@ -106,64 +106,50 @@ class LetterBox:
 
     def _log_not_removed(self, failure: Failure, letter_id: str) -> None:
         count(self._crawler, "replay/not_removed")
-        logger.error(
-            "The dead letter %s was delivered and could not be removed: %s",
-            letter_id,
-            failure.value,
-            extra={"spider": self._crawler.spider},
-        )
+        said = "The dead letter %s was delivered and could not be removed: %s"
+        self._log(said, letter_id, failure.value)
+
+    def _log(self, message: str, *args: object, level: int = logging.ERROR) -> None:
+        logger.log(level, message, *args, extra={"spider": self._crawler.spider})
 
     def _add(self, kind: str, what: Any) -> Deferred[None]:
         done: Deferred[None] = Deferred()
-        self._waiting.append((kind, what, done))
+        self._waiting.setdefault(kind, []).append((what, done))
         if not self._is_writing:
             self._is_writing = True
-            spawn(self._write(), self._log_failure)
+            spawn(
+                self._write(),
+                lambda failure: self._log("Dead letters were not written: %s", failure.value),
+            )
         return done
-
-    def _log_failure(self, failure: Failure) -> None:
-        logger.error(
-            "Dead letters were not written: %s",
-            failure.value,
-            extra={"spider": self._crawler.spider},
-        )
 
     async def _write(self) -> None:
         while self._waiting:
-            group, self._waiting = self._waiting, []
-            for kind in ("put", "failed_again", "delivered"):
-                some = [(what, done) for of, what, done in group if of == kind]
-                if some:
-                    await self._write_some(kind, some)
+            group, self._waiting = self._waiting, {}
+            for kind, some in group.items():
+                await self._write_some(kind, some)
         self._is_writing = False
         if self._idle is not None:
             self._idle.open()
 
     async def _write_some(self, kind: str, some: list[tuple[Any, Deferred[None]]]) -> None:
         whats = [what for what, _ in some]
-        writes: dict[str, Callable[[DeadLetters], object]] = {
-            "put": lambda store: store.put(whats),
-            "failed_again": lambda store: store.failed_again(self.owner, whats),
-            "delivered": lambda store: store.delivered(self.owner, whats),
-        }
-        outcome: Failure | None = None
+        owner = () if kind == "put" else (self.owner,)
         try:
-            await self.patiently(writes[kind])
-        except DeadLettersUnavailable:
-            outcome = Failure()
-        except Exception:
-            if len(some) > 1:  # one that is refused must not hurt the others
-                for one in some:
+            await self.patiently(lambda store: getattr(store, kind)(*owner, whats))
+        except Exception as error:
+            if len(some) > 1 and not isinstance(error, DeadLettersUnavailable):
+                for one in some:  # one that is refused must not hurt the others
                     await self._write_some(kind, [one])
                 return
-            outcome = Failure()
-        for _, done in some:
-            if outcome is None:
+            failure = Failure()
+            for _, done in some:
+                done.errback(failure)
+        else:
+            for _, done in some:
                 done.callback(None)
-            else:
-                done.errback(outcome)
-        if kind == "put" and outcome is None and self._most:
-            await self._check_room()
+            if kind == "put" and self._most:
+                await self._check_room()
 
     async def patiently(self, function: Callable[[DeadLetters], _T]) -> _T:
         """Call *function* with the store, and again while that is not to be reached."""
@@ -174,14 +160,17 @@ class LetterBox:
             result: _T = await resolve(self.call(function))
             return result
 
-        stop = tenacity.stop_after_attempt(1) if self._has_given_up else None
+        def log(state: tenacity.RetryCallState) -> None:
+            assert state.outcome is not None
+            self._log("%s Trying again.", state.outcome.exception(), level=logging.WARNING)
+
         try:
             result: _T = await tenacity.AsyncRetrying(
                 sleep=sleep,
                 retry=tenacity.retry_if_exception_type(DeadLettersUnavailable),
-                stop=stop or tenacity.stop_after_delay(_PATIENCE),
+                stop=tenacity.stop_after_delay(0 if self._has_given_up else _PATIENCE),
                 wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
-                before_sleep=self._log_retry,
+                before_sleep=log,
                 reraise=True,
             )(attempt)
         except DeadLettersUnavailable:
@@ -190,13 +179,6 @@ class LetterBox:
         self._has_given_up = False
         return result
 
-    def _log_retry(self, state: Any) -> None:
-        logger.warning(
-            "%s Trying again.",
-            state.outcome.exception(),
-            extra={"spider": self._crawler.spider},
-        )
-
     async def _check_room(self) -> None:
         from ._letters import Selection
 
@@ -204,15 +186,11 @@ class LetterBox:
         try:
             there = await self.patiently(lambda store: store.count(ours))
         except DeadLettersError as trouble:  # they are safe all the same
-            logger.error("%s", trouble, extra={"spider": self._crawler.spider})
+            self._log("%s", trouble)
             return
         if there >= self._most:
-            logger.error(
-                "There are %d dead letters: closing the spider (DEFERKIT_DEAD_LETTERS_MAX = %d)",
-                there,
-                self._most,
-                extra={"spider": self._crawler.spider},
-            )
+            said = "There are %d dead letters: closing the spider (DEFERKIT_DEAD_LETTERS_MAX = %d)"
+            self._log(said, there, self._most)
             self._most = 0  # it is closing: that is said once
             close_spider(self._crawler, "dead_letters_full")
 
@@ -222,12 +200,12 @@ class LetterBox:
         Closes the crawl if it was not this letter but the store: the others would be lost too.
         """
         count(self._crawler, "items/not_dead_lettered")
-        logger.critical(
+        self._log(
             "A failed item could not be kept as a dead letter: %s This is all that is left of the "
             "item: %s",
             trouble,
             json.dumps(asdict(failed), default=str),
-            extra={"spider": self._crawler.spider},
+            level=logging.CRITICAL,
         )
         try:
             if isinstance(trouble, DeadLettersUnavailable):
