@@ -14,10 +14,11 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ from .exceptions import DeadLettersError, DeferKitError, StackConfigError
 from .gate import ItemGate
 from .itemprocessor import DeferKitItemProcessor
 from .replay import ReplayOrder
+from .report import printable, table
 from .signals import item_dead_lettered
 
 if TYPE_CHECKING:
@@ -56,6 +58,11 @@ _ADDON = 'ADDONS = {"scrapy_deferkit.Addon": 500}'
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _COLUMNS = ("id", "spider", "arguments", "step", "error", "attempts", "failed", "page", "notes")
+_LOOKS: dict[str, dict[str, Any]] = {
+    "id": {"no_wrap": True},
+    "attempts": {"justify": "right"},
+    "notes": {"style": "red"},
+}
 
 
 class Command(BaseRunSpiderCommand):
@@ -66,7 +73,7 @@ class Command(BaseRunSpiderCommand):
 
     def __init__(self) -> None:
         super().__init__()
-        self._codecs: dict[str, Codec] = {}
+        self._codec = cache(lambda spider: Codec.from_settings(self._settings_of(spider)))
 
     def syntax(self) -> str:
         """Give the syntax, without the name of the command."""
@@ -169,12 +176,12 @@ class Command(BaseRunSpiderCommand):
 
     def _list(self, words: list[str], opts: argparse.Namespace) -> None:
         _refuse(words, opts, "list", "all")
-        letters = self._selected(opts)
+        letters = (letter for store, meant in self._places(opts) for letter in store.select(meant))
+        rows = ((letter, self._notes(letter)) for letter in islice(letters, opts.limit))
         if opts.json:
-            for letter in letters:
-                _put(json.dumps(_described(letter, self._notes(letter))))
+            for letter, notes in rows:
+                _put(json.dumps(_described(letter, notes)))
             return
-        rows = ((letter, self._notes(letter)) for letter in letters)
         first = next(rows, None)
         if first is None:
             _say("There are no dead letters.")
@@ -183,7 +190,7 @@ class Command(BaseRunSpiderCommand):
         else:
             _put("\t".join(_COLUMNS))
             for letter, notes in chain([first], rows):
-                _put("\t".join(_cells(letter, notes, letter.id)))
+                _put("\t".join(_cells(letter, notes, letter.id).values()))
 
     def _show(self, words: list[str], opts: argparse.Namespace) -> None:
         _, letter = self._one(words, opts, "show")
@@ -194,7 +201,7 @@ class Command(BaseRunSpiderCommand):
         for name, value in described.items():
             if name not in ("item", "error") and value not in (None, {}):
                 shown = json.dumps(value) if isinstance(value, dict) else str(value)
-                _put(f"{name + ':':<17}{_printable(shown)}")
+                _put(f"{name + ':':<17}{printable(shown)}")
         for title, text in (
             ("error", letter.error),
             ("item", _pretty(letter.item)),
@@ -203,7 +210,7 @@ class Command(BaseRunSpiderCommand):
         ):
             _put(f"\n{title}:")
             for line in text.splitlines():
-                _put(f"  {_printable(line)}")
+                _put(f"  {printable(line)}")
 
     def _edit(self, words: list[str], opts: argparse.Namespace) -> None:
         store, letter = self._one(words, opts, "edit", "json")
@@ -241,7 +248,7 @@ class Command(BaseRunSpiderCommand):
         for store, selection in self._places(opts):
             deleted = store.delete(selection, left)
             number, left = number + deleted, None if left is None else left - deleted
-        _put(f"{_counted(number)} deleted.")
+        _put(f"{number} dead letter{'' if number == 1 else 's'} deleted.")
 
     def _one(
         self, words: list[str], opts: argparse.Namespace, action: str, *wrong: str
@@ -258,26 +265,17 @@ class Command(BaseRunSpiderCommand):
                 return store, letter
         raise DeadLettersError(f"There is no dead letter {words[0]}.")
 
-    def _selected(self, opts: argparse.Namespace) -> Iterator[DeadLetter]:
-        places = self._places(opts)
-        return islice(
-            chain.from_iterable(store.select(selection) for store, selection in places), opts.limit
-        )
-
     def _places(self, opts: argparse.Namespace) -> list[tuple[DeadLetters, Selection]]:
-        """Give the stores that may have letters of those meant, and which these are there."""
-        selection = _selection(opts, spider=opts.spider)
-        places = [(_store(url), selection) for url in self._urls(opts)]
-        return _with_ids(places, opts.id)
+        return _places(opts, opts.spider, self._urls(opts))
 
     def _urls(self, opts: argparse.Namespace) -> list[str]:
         if opts.url:
             return [opts.url]
         names = self._spiders() if opts.spider is None else [opts.spider]
-        urls = (self._settings_of(name)["DEFERKIT_DEAD_LETTERS_URL"] for name in names)
-        return list(
-            dict.fromkeys(url or default_url(name) for name, url in zip(names, urls, strict=True))
-        )
+        return list(dict.fromkeys(map(self._url_of, names)))
+
+    def _url_of(self, spider: str) -> str:
+        return self._settings_of(spider)["DEFERKIT_DEAD_LETTERS_URL"] or default_url(spider)
 
     def _spiders(self) -> list[str]:
         """Give the spiders of the project, and those others that have left a file."""
@@ -303,11 +301,6 @@ class Command(BaseRunSpiderCommand):
             return settings
         found.update_settings(settings)
         return settings
-
-    def _codec(self, spider: str) -> Codec:
-        if spider not in self._codecs:
-            self._codecs[spider] = Codec.from_settings(self._settings_of(spider))
-        return self._codecs[spider]
 
     def _notes(self, letter: DeadLetter) -> dict[str, str]:
         """Tell what is wrong with a letter."""
@@ -342,7 +335,7 @@ class Command(BaseRunSpiderCommand):
         }
         settings.setdict(always, "cmdline")
         url = _checked(spidercls, settings)["DEFERKIT_DEAD_LETTERS_URL"] or default_url(name)
-        places = _with_ids([(_store(url), _selection(opts, spider=name))], opts.id)
+        places = _places(opts, name, [url])
         total = sum(store.count(selection) for store, selection in places)
         if opts.limit is not None:
             total = min(total, opts.limit)
@@ -352,18 +345,17 @@ class Command(BaseRunSpiderCommand):
         ((store, selection),) = places
         settings.set("DEFERKIT_REPLAY", ReplayOrder(selection, opts.limit, opts.lease), "cmdline")
         crawler = process.create_crawler(_without_start(spidercls))
-        tally = _Tally()
-        tally.connect(crawler)
+        tally = _Tally(crawler)
         with _progress(total) as tally.advance:
             process.crawl(crawler, **opts.spargs)
             process.start()
-        troubles = list(tally.troubles(crawler))
-        left = total - tally.ended
+        troubles = list(tally.troubles())
+        left = total - tally.ended.total()
         if left > 0 and not troubles:
             left = min(left, store.count(selection) - tally.failed)
         if left > 0:
             troubles.append(f"{left} not replayed, or held by another replay")
-        _say(", ".join([tally.summary, *troubles]))
+        _say(", ".join([*(f"{tally.ended[how]} {how}" for how in _ENDS.values()), *troubles]))
         self.exitcode = int(bool(tally.failed or troubles or process.bootstrap_failed))
 
 
@@ -380,66 +372,51 @@ def _without_start(spidercls: type[Spider]) -> type[Spider]:
     return type(spidercls.__name__, (spidercls,), {**same, "start": start})
 
 
-@dataclass
+_ENDS: dict[object, str] = {
+    signals.item_scraped: "delivered",
+    signals.item_dropped: "dropped",
+    item_dead_lettered: "failed again",
+}
+
+
 class _Tally:
     """How the letters of a replay have ended."""
 
-    scraped: int = 0
-    dropped: int = 0
-    failed: int = 0
-    reason: str | None = None
-    advance: Callable[[], object] | None = None
+    def __init__(self, crawler: Crawler) -> None:
+        self.ended: Counter[str] = Counter()
+        self.advance: Callable[[], object] | None = None
+        self._reason: str | None = None
+        self._crawler = crawler
+        for signal in _ENDS:
+            crawler.signals.connect(self._on_end, signal)
+        crawler.signals.connect(self._on_closed, signals.spider_closed)
 
-    def connect(self, crawler: Crawler) -> None:
-        for handler, signal in (
-            (self._on_scraped, signals.item_scraped),
-            (self._on_dropped, signals.item_dropped),
-            (self._on_failed, item_dead_lettered),
-            (self._on_closed, signals.spider_closed),
-        ):
-            crawler.signals.connect(handler, signal)
-
-    def _on_scraped(self) -> None:
-        self.scraped += 1
-        self._step()
-
-    def _on_dropped(self) -> None:
-        self.dropped += 1
-        self._step()
-
-    def _on_failed(self) -> None:
-        self.failed += 1
-        self._step()
-
-    def _on_closed(self, reason: str) -> None:
-        self.reason = reason
-
-    def _step(self) -> None:
+    def _on_end(self, signal: object) -> None:
+        self.ended[_ENDS[signal]] += 1
         if self.advance is not None:
             self.advance()
 
-    @property
-    def ended(self) -> int:
-        return self.scraped + self.dropped + self.failed
+    def _on_closed(self, reason: str) -> None:
+        self._reason = reason
 
     @property
-    def summary(self) -> str:
-        return f"{self.scraped} delivered, {self.dropped} dropped, {self.failed} failed again"
+    def failed(self) -> int:
+        return self.ended[_ENDS[item_dead_lettered]]
 
-    def troubles(self, crawler: Crawler) -> Iterator[str]:
-        """Tell what went wrong beside the items that failed."""
-        if self.reason is None:
+    def troubles(self) -> Iterator[str]:
+        """Yield what went wrong beside the items that failed."""
+        if self._reason is None:
             yield "the crawl did not start"
             return
-        if self.reason != "finished":
-            yield f"the crawl was closed early ({self.reason})"
+        if self._reason != "finished":
+            yield f"the crawl was closed early ({self._reason})"
         for key, what in (
             ("replay/not_removed", "delivered and still there"),
             ("items/not_dead_lettered", "failed and left as they were"),
             ("items/errors", "errors outside the pipelines"),
             ("replay/errors", "troubles with the store"),
         ):
-            number = crawler.stats.get_value(f"deferkit/{key}", 0)
+            number = self._crawler.stats.get_value(f"deferkit/{key}", 0)
             if number:
                 yield f"{number} {what}"
 
@@ -458,10 +435,9 @@ def _checked(spidercls: type[Spider], settings: Settings) -> BaseSettings:
         raise UsageError(str(error), print_help=False) from None
     finally:
         logging.disable(level)
-    processor = load_object(crawler.settings["ITEM_PROCESSOR"])
-    keeps = isinstance(processor, type) and issubclass(processor, DeferKitItemProcessor)
+    keeps = _is_a(DeferKitItemProcessor, crawler.settings["ITEM_PROCESSOR"])
     enabled = build_component_list(crawler.settings.getwithbase("SPIDER_MIDDLEWARES"))
-    begins = any(_is_gate(load_object(each)) for each in enabled)
+    begins = any(_is_a(ItemGate, each) for each in enabled)
     if not keeps and not begins:
         raise UsageError(
             f"{spidercls.name} does not keep items, so nothing can be replayed: the add-on is not "
@@ -480,8 +456,9 @@ def _checked(spidercls: type[Spider], settings: Settings) -> BaseSettings:
     return crawler.settings
 
 
-def _is_gate(component: Any) -> bool:
-    return isinstance(component, type) and issubclass(component, ItemGate)
+def _is_a(base: type, path: Any) -> bool:
+    component = load_object(path)
+    return isinstance(component, type) and issubclass(component, base)
 
 
 @contextmanager
@@ -527,7 +504,8 @@ def _moment(text: str) -> datetime:
     age = _AGE.fullmatch(text.strip())
     try:
         if age is not None:
-            return _now() - timedelta(seconds=float(age[1]) * _SECONDS[age[2]])
+            ago = timedelta(seconds=float(age[1]) * _SECONDS[age[2]])
+            return datetime.now(timezone.utc) - ago
         moment = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
         return moment.replace(tzinfo=moment.tzinfo or timezone.utc)
     except (ValueError, OverflowError):
@@ -556,23 +534,11 @@ def _wrong(text: str, expected: str) -> Exception:
     return ArgumentTypeError(f"{text!r}: {expected} is expected")
 
 
-def _store(url: str) -> DeadLetters:
-    from .deadletters import DeadLetters
-
-    return DeadLetters(url)
-
-
 _FILTERS = ("step", "error", "older_than", "newer_than")
 
 
 def _has_filter(opts: argparse.Namespace) -> bool:
     return any(getattr(opts, name) is not None for name in _FILTERS)
-
-
-def _selection(opts: argparse.Namespace, **more: Any) -> Selection:
-    from .deadletters import Selection
-
-    return Selection(**{name: getattr(opts, name) for name in _FILTERS}, **more)
 
 
 def _refuse(words: list[str], opts: argparse.Namespace, action: str, *wrong: str) -> None:
@@ -583,72 +549,60 @@ def _refuse(words: list[str], opts: argparse.Namespace, action: str, *wrong: str
             raise UsageError(f"--{name} does not go with {action}")
 
 
-def _with_ids(
-    places: list[tuple[DeadLetters, Selection]], wanted: list[str]
+def _places(
+    opts: argparse.Namespace, spider: str | None, urls: list[str]
 ) -> list[tuple[DeadLetters, Selection]]:
-    """Narrow *places* to the letters whose ids begin as *wanted* says."""
-    if not wanted:
-        return places
-    found: list[list[str]] = [[] for _ in places]
-    for beginning in wanted:
-        there = [_found(store, beginning) for store, _ in places]
-        ids = [letter_id for letter_id in there if letter_id is not None]
-        if not ids:
+    """Return the stores that have letters of those meant, and which these are there."""
+    from .deadletters import DeadLetters, Selection
+
+    selection = Selection(spider=spider, **{name: getattr(opts, name) for name in _FILTERS})
+    stores = [DeadLetters(url) for url in urls]
+    if not opts.id:
+        return [(store, selection) for store in stores]
+    ids: dict[DeadLetters, list[str]] = {store: [] for store in stores}
+    for wanted in opts.id:
+        found = [(store, letter_id) for store in stores for letter_id in _found(store, wanted)]
+        if not found:
             raise DeadLettersError(
-                f"There is no dead letter {beginning}: it has been delivered or deleted, or is "
+                f"There is no dead letter {wanted}: it has been delivered or deleted, or is "
                 "elsewhere."
             )
-        if len(ids) > 1:
-            raise DeadLettersError(f"{beginning!r} may be one of several: {', '.join(ids)}.")
-        for some, letter_id in zip(found, there, strict=True):
-            some.extend(filter(None, [letter_id]))
-    pairs = zip(places, found, strict=True)
-    return [(store, replace(selection, ids=ids)) for (store, selection), ids in pairs if ids]
+        if len(found) > 1:
+            listed = ", ".join(letter_id for _, letter_id in found[:5])
+            raise DeadLettersError(f"{wanted!r} may be one of several: {listed}.")
+        ((store, letter_id),) = found
+        ids[store].append(letter_id)
+    return [(store, replace(selection, ids=some)) for store, some in ids.items() if some]
 
 
-def _found(store: DeadLetters, wanted: str) -> str | None:
-    """Give the id that *wanted* stands for: the whole, its beginning, or as _short() made it."""
+def _found(store: DeadLetters, wanted: str) -> list[str]:
+    """Return the ids that *wanted* stands for: the whole, its beginning, or as _short() made it."""
     letter = store.get(wanted)
     if letter is not None:
-        return letter.id
-    head, dash, number = wanted.rpartition("-")
-    if not dash or not head:
-        return None
-    ids = [
-        it.id
-        for it in store.select()
-        if it.id.startswith(head) and it.id.rpartition("-")[2] == number
-    ]
-    if len(ids) > 1:
-        raise DeadLettersError(f"{wanted!r} may be one of several: {', '.join(ids[:5])}.")
-    return ids[0] if ids else None
+        return [letter.id]
+    head, _, number = wanted.rpartition("-")
+    ids = (it.id for it in store.select()) if head else ()
+    return [it for it in ids if it.startswith(head) and it.rpartition("-")[2] == number]
 
 
 # -------------------------------------------------------------------------------- what is shown
 
 
+_DESCRIBED = (
+    *("id", "spider", "spider_args", "stage", "step", "error_type", "error", "attempts"),
+    *("first_failed_at", "failed_at", "page_url", "item_type", "item"),
+    *("problem", "missing", "unreadable", "leased_by", "leased_until"),
+)
+
+
 def _described(letter: DeadLetter, notes: dict[str, str]) -> dict[str, Any]:
-    """Give what is known of *letter*, but its traceback, in the form that JSON has."""
-    return {
-        "id": letter.id,
-        "spider": letter.spider,
-        "spider_args": _parsed(letter.spider_args),
-        "stage": letter.stage,
-        "step": letter.step,
-        "error_type": letter.error_type,
-        "error": letter.error,
-        "attempts": letter.attempts,
-        "first_failed_at": _time(letter.first_failed_at),
-        "failed_at": _time(letter.failed_at),
-        "page_url": letter.page_url,
-        "item_type": letter.item_type,
-        "item": _parsed(letter.item),
-        "problem": notes.get("problem"),
-        "missing": notes.get("missing"),
-        "unreadable": notes.get("unreadable"),
-        "leased_by": letter.leased_by,
-        "leased_until": _time(letter.leased_until),
-    }
+    """Return what is known of *letter*, but its traceback, in the form that JSON has."""
+    known: dict[str, Any] = {**asdict(letter), "missing": None, "unreadable": None, **notes}
+    for name, value in known.items():
+        if isinstance(value, datetime):
+            known[name] = _time(value)
+    known.update(item=_parsed(letter.item), spider_args=_parsed(letter.spider_args))
+    return {name: known[name] for name in _DESCRIBED}
 
 
 def _parsed(text: str) -> Any:
@@ -675,49 +629,33 @@ def _pretty(text: str) -> str:
     return pretty
 
 
-def _cells(letter: DeadLetter, notes: dict[str, str], letter_id: str) -> list[str]:
+def _cells(letter: DeadLetter, notes: dict[str, str], letter_id: str) -> dict[str, str]:
     arguments = _parsed(letter.spider_args)
     if isinstance(arguments, dict):
         arguments = " ".join(f"{name}={value}" for name, value in arguments.items())
-    lines = letter.error.splitlines() or [""]
-    error = f"{letter.error_type.removeprefix('builtins.')}: {lines[0]}"
-    cells = (
-        letter_id,
-        letter.spider,
-        arguments,
-        letter.step,
-        error,
-        letter.attempts,
-        _time(letter.failed_at),
-        letter.page_url,
-        "; ".join(f"{name}: {note}" for name, note in notes.items()),
-    )
-    return ["" if cell is None else _printable(str(cell)) for cell in cells]
+    error, *_ = letter.error.splitlines() or [""]
+    cells = {
+        "id": letter_id,
+        "spider": letter.spider,
+        "arguments": arguments,
+        "step": letter.step,
+        "error": f"{letter.error_type.removeprefix('builtins.')}: {error}",
+        "attempts": letter.attempts,
+        "failed": _time(letter.failed_at),
+        "page": letter.page_url,
+        "notes": "; ".join(f"{name}: {note}" for name, note in notes.items()),
+    }
+    return {name: "" if cell is None else printable(str(cell)) for name, cell in cells.items()}
 
 
 def _print_table(rows: list[tuple[DeadLetter, dict[str, str]]]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     ids = _short([letter.id for letter, _ in rows])
     cells = [_cells(letter, notes, short) for (letter, notes), short in zip(rows, ids, strict=True)]
-    table = Table(box=box.SIMPLE_HEAD)
-    shown = [number for number in range(len(_COLUMNS)) if any(row[number] for row in cells)]
-    for number in shown:
-        is_number = _COLUMNS[number] == "attempts"
-        table.add_column(
-            _COLUMNS[number],
-            overflow="fold",
-            justify="right" if is_number else "left",
-            no_wrap=_COLUMNS[number] == "id",
-            style="red" if _COLUMNS[number] == "notes" else None,
-        )
-    for row in cells:
-        # As Text: what a page has put into an error is no markup.
-        table.add_row(*(Text(row[number]) for number in shown))
-    Console().print(table)
+    head = {name: _LOOKS.get(name, {}) for name in _COLUMNS if any(row[name] for row in cells)}
+    Console().print(table(box.SIMPLE_HEAD, head, ([row[name] for name in head] for row in cells)))
 
 
 def _short(ids: list[str]) -> list[str]:
@@ -732,23 +670,8 @@ def _short(ids: list[str]) -> list[str]:
     return ids
 
 
-def _printable(text: str) -> str:
-    """Escape what would move the cursor, colour the terminal, or begin another column."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
 def _time(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="seconds")
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-def _counted(number: int) -> str:
-    return f"{number} dead letter{'' if number == 1 else 's'}"
 
 
 def _put(line: str) -> None:

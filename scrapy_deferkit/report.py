@@ -16,8 +16,10 @@ from .exceptions import step_of, text_of
 from .stats import StepFigures, step_stats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
+    from rich.box import Box
+    from rich.table import Table
     from scrapy.crawler import Crawler
     from scrapy.http import Response
     from twisted.python.failure import Failure
@@ -92,7 +94,7 @@ class Report:
 def _described(error: BaseException) -> str:
     lines = text_of(error).split("\n")
     text = f"{type(error).__name__}: {next(filter(str.strip, lines), '').strip()}"
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:100])
+    text = printable(text[:100])
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
@@ -113,43 +115,52 @@ def _in_time(seconds: float) -> str:
 def _table_of_steps(figures: list[StepFigures]) -> str:
     # Times of nested steps are part of their stack's: shares are of what the pipelines took.
     total = sum(step.total for step in figures if "/" not in step.path)
-    has_cancelled = any(step.cancelled for step in figures)
+    counts = ["ok", "dropped", "failed", "retried"]
+    if any(step.cancelled for step in figures):
+        counts.insert(3, "cancelled")
     rows = [
         (
             step.path,
             str(step.entered),
-            str(step.ok),
-            str(step.dropped),
-            str(step.failed),
-            *([str(step.cancelled)] if has_cancelled else []),
-            str(step.retried),
+            *(str(getattr(step, name)) for name in counts),
             f"{step.total / total:.0%}" if total else "-",
-            _in_time(step.p50),
-            _in_time(step.p95),
-            _in_time(step.longest),
+            *map(_in_time, (step.p50, step.p95, step.longest)),
         )
         for step in sorted(figures, key=lambda step: step.path)
     ]
-    cancelled = ["cancelled"] if has_cancelled else []
-    ends = ("step", "in", "ok", "dropped", "failed", *cancelled, "retried")
-    return _drawn((*ends, "time", "p50", "p95", "slowest"), rows)
+    return _drawn(("step", "in", *counts, "time", "p50", "p95", "slowest"), rows)
 
 
-def _drawn(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Draw a table in plain text."""
+def _drawn(head: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
+    """Draw a table in plain text; all but texts are numbers."""
     from rich import box
     from rich.console import Console
+
+    texts = ("step", "commonest failure in", "error", "for instance")
+    columns = {name: {} if name in texts else {"justify": "right"} for name in head}
+    out = io.StringIO()
+    options: dict[str, Any] = {"width": 160, "color_system": None, "legacy_windows": False}
+    console = Console(file=out, force_terminal=False, **options)
+    console.print(table(box.ASCII2, columns, rows))
+    return out.getvalue().rstrip()
+
+
+def table(
+    box: Box, columns: Mapping[str, Mapping[str, Any]], rows: Iterable[Sequence[str]]
+) -> Table:
+    """Return a table whose *columns* have a name and the options that rich has for one."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.ASCII2, pad_edge=True)
-    numbers = {name for name in head if name not in ("step", "commonest failure in", "error")}
-    for name in head:
-        is_number = name in numbers and name != "for instance"
-        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    drawn = Table(box=box)
+    for name, options in columns.items():
+        drawn.add_column(name, overflow="fold", **options)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    out = io.StringIO()
-    options: dict[str, Any] = {"width": 160, "color_system": None, "legacy_windows": False}
-    Console(file=out, force_terminal=False, **options).print(table)
-    return out.getvalue().rstrip()
+        # As Text: what a page has put into an error is no markup.
+        drawn.add_row(*map(Text, row))
+    return drawn
+
+
+def printable(text: str) -> str:
+    """Escape what would move the cursor, colour the terminal, or begin another column."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
