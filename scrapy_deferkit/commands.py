@@ -217,27 +217,25 @@ class Command(BaseRunSpiderCommand):
         codec = self._codec(letter.spider)
         before = _pretty(letter.item) + "\n"
         handle, name = tempfile.mkstemp(".json", "deferkit-")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(before)
+        os.close(handle)
         path = Path(name)
+        path.write_text(before, encoding="utf-8")
         editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
         try:
             ended = subprocess.run([*shlex.split(editor), name], check=False).returncode
             if ended:
                 raise DeadLettersError(f"{editor} ended with {ended}")
             after = path.read_text(encoding="utf-8")
-            if after == before:
-                path.unlink()
-                _say("Nothing changed.")
-                return
-            encoded = codec.encode(codec.decode(after))
-            store.edit(letter.id, encoded.text, encoded.item_type)
+            if after != before:
+                encoded = codec.encode(codec.decode(after))
+                store.edit(letter.id, encoded.text, encoded.item_type)
         except (DeferKitError, OSError, ValueError) as error:
             raise DeadLettersError(
                 f"{error}\nThe dead letter is as it was. Your text is in {name}"
             ) from error
         path.unlink()
-        _say(f"The dead letter {letter.id} is corrected.")
+        changed = f"The dead letter {letter.id} is corrected."
+        _say("Nothing changed." if after == before else changed)
 
     def _delete(self, words: list[str], opts: argparse.Namespace) -> None:
         opts.id = [*opts.id, *words]
@@ -349,14 +347,14 @@ class Command(BaseRunSpiderCommand):
         with _progress(total) as tally.advance:
             process.crawl(crawler, **opts.spargs)
             process.start()
-        troubles = list(tally.troubles())
+        troubles, failed = list(tally.troubles()), tally.ended[_ENDS[item_dead_lettered]]
         left = total - tally.ended.total()
         if left > 0 and not troubles:
-            left = min(left, store.count(selection) - tally.failed)
+            left = min(left, store.count(selection) - failed)
         if left > 0:
             troubles.append(f"{left} not replayed, or held by another replay")
         _say(", ".join([*(f"{tally.ended[how]} {how}" for how in _ENDS.values()), *troubles]))
-        self.exitcode = int(bool(tally.failed or troubles or process.bootstrap_failed))
+        self.exitcode = int(bool(failed or troubles or process.bootstrap_failed))
 
 
 def _without_start(spidercls: type[Spider]) -> type[Spider]:
@@ -398,10 +396,6 @@ class _Tally:
 
     def _on_closed(self, reason: str) -> None:
         self._reason = reason
-
-    @property
-    def failed(self) -> int:
-        return self.ended[_ENDS[item_dead_lettered]]
 
     def troubles(self) -> Iterator[str]:
         """Yield what went wrong beside the items that failed."""
@@ -621,12 +615,9 @@ def _pretty(text: str) -> str:
     parsed = _parsed(text)
     if parsed == text:  # it is no JSON
         return text
-    try:
-        pretty = json.dumps(parsed, indent=2, ensure_ascii=False)
-        pretty.encode()
-    except UnicodeEncodeError:  # lone surrogates
-        return json.dumps(parsed, indent=2)
-    return pretty
+    pretty = json.dumps(parsed, indent=2, ensure_ascii=False)
+    has_lone_surrogates = pretty.encode(errors="replace").decode() != pretty
+    return json.dumps(parsed, indent=2) if has_lone_surrogates else pretty
 
 
 def _cells(letter: DeadLetter, notes: dict[str, str], letter_id: str) -> dict[str, str]:

@@ -231,7 +231,7 @@ class ItemGate:
             self._refuse(visit, response, "the crawl was closed while the item waited for a slot")
             return
         if self._crawl.stats is not None:
-            self._crawl.stats.note_waiting(perf_counter() - started)
+            self._crawl.stats.waiting.note(perf_counter() - started)
         await self._process(visit, response, is_start)
 
     def _refuse(self, visit: Visit, response: Any, reason: str) -> None:

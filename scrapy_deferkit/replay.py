@@ -10,7 +10,7 @@ from scrapy import signals
 
 from ._crawl import count, crawl_of
 from ._ends import end_as_failed
-from ._runtime import Timer, now, sleep, spawn
+from ._runtime import Repeated, now, sleep, spawn
 from ._scrapy import engine_of, is_closing
 from .delivery import PIPELINES, SPIDER_STACK, Visit
 from .exceptions import DeferKitError
@@ -54,7 +54,7 @@ class Replay:
         self._held: dict[str, Visit | None] = {}
         """The letters taken, by id, each with its visit once it has begun."""
 
-        self._renewal: Timer | None = None
+        self._renewal: Repeated | None = None
         self._lasts_until = 0.0
         """When the leases of the letters that have not begun may end, by the clock."""
 
@@ -76,7 +76,7 @@ class Replay:
 
     async def visits(self) -> AsyncIterator[Visit]:
         """Yield the letters as visits, until there are no more or the crawl is closing."""
-        self._renew_later()
+        self._renewal = Repeated(self._order.lease / 3, self._renew_on_time)
         try:
             async for letter in self._letters():
                 count(self._crawler, "replay/taken")
@@ -141,18 +141,11 @@ class Replay:
 
     def _ids(self) -> frozenset[str]:
         """Return the ids of the letters that have not ended."""
-        ended = [
-            letter_id for letter_id, it in self._held.items() if it is not None and it.has_left
-        ]
-        for letter_id in ended:
-            del self._held[letter_id]
+        held = self._held.items()
+        self._held = {key: it for key, it in held if it is None or not it.has_left}
         return frozenset(self._held)
 
-    def _renew_later(self) -> None:
-        self._renewal = Timer(self._order.lease / 3, self._renew_on_time)
-
     def _renew_on_time(self) -> None:
-        self._renew_later()
         spawn(self._renew(), lambda failure: self._has_failed(failure.value))
 
     def _stop_renewing(self) -> None:

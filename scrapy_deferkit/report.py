@@ -82,13 +82,11 @@ class Report:
         return "\n".join(parts)
 
     def _table_of_failures(self) -> str:
-        rows = []
-        seen: set[str] = set()
+        rows: dict[str, tuple[str, ...]] = {}
         for (step, error), number in self._kinds.most_common():
-            if step not in seen:
-                seen.add(step)
-                rows.append((step, str(number), error, self._examples[step, error]))
-        return _drawn(("commonest failure in", "times", "error", "for instance"), rows)
+            rows.setdefault(step, (step, str(number), error, self._examples[step, error]))
+        head = ("commonest failure in", "times", "error", "for instance")
+        return _drawn(head, list(rows.values()))
 
 
 def _described(error: BaseException) -> str:
@@ -139,8 +137,9 @@ def _drawn(head: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
     texts = ("step", "commonest failure in", "error", "for instance")
     columns = {name: {} if name in texts else {"justify": "right"} for name in head}
     out = io.StringIO()
-    options: dict[str, Any] = {"width": 160, "color_system": None, "legacy_windows": False}
-    console = Console(file=out, force_terminal=False, **options)
+    console = Console(
+        file=out, force_terminal=False, width=160, color_system=None, legacy_windows=False
+    )
     console.print(table(box.ASCII2, columns, rows))
     return out.getvalue().rstrip()
 

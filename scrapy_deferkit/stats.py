@@ -38,14 +38,19 @@ class Latencies:
     thing to do with one, and counted some thousands at a time by :meth:`fold`.
     """
 
-    __slots__ = ("_buckets", "_count", "_longest", "_total", "recent")
+    __slots__ = ("_buckets", "_longest", "_total", "recent")
 
     def __init__(self) -> None:
         self.recent: list[float] = []
         self._buckets = [0] * (len(_BOUNDS) + 1)
-        self._count = 0
         self._total = 0.0
         self._longest = 0.0
+
+    def note(self, seconds: float) -> None:
+        """Gather a duration, and count those that have gathered when there are many."""
+        self.recent.append(seconds)
+        if len(self.recent) >= FOLD_AT:
+            self.fold()
 
     def fold(self) -> None:
         """Count what has been gathered."""
@@ -57,7 +62,6 @@ class Latencies:
         self._buckets = [
             number + end - start for number, (start, end) in zip(self._buckets, ends, strict=True)
         ]
-        self._count += len(recent)
         self._total += sum(recent)
         self._longest = max(self._longest, recent[-1])
         recent.clear()
@@ -65,7 +69,7 @@ class Latencies:
     @property
     def count(self) -> int:
         """How many durations there are."""
-        return self._count + len(self.recent)
+        return sum(self._buckets) + len(self.recent)
 
     @property
     def total(self) -> float:
@@ -80,17 +84,14 @@ class Latencies:
     def add(self, other: Latencies) -> None:
         """Count the durations of *other* too."""
         other.fold()
-        self._buckets = [
-            mine + its for mine, its in zip(self._buckets, other._buckets, strict=True)
-        ]
-        self._count += other._count
+        self._buckets = list(map(sum, zip(self._buckets, other._buckets, strict=True)))
         self._total += other._total
         self._longest = max(self._longest, other._longest)
 
     def percentile(self, percent: float) -> float:
         """Give what *percent* per cent of the durations do not exceed, to within an eighth."""
         self.fold()
-        rank = self._count * percent / 100
+        rank = self.count * percent / 100
         seen = 0
         for bound, number in zip((*_BOUNDS, self._longest), self._buckets, strict=True):
             seen += number
@@ -129,12 +130,13 @@ _TIMES = {"seconds": "total", "p50": "p50", "p95": "p95", "p99": "p99", "max": "
 class StepRecord:
     """The counts of one step."""
 
-    __slots__ = ("_path", "cancelled", "dropped", "failed", "inside", "root", "work")
+    __slots__ = ("_path", "cancelled", "dropped", "failed", "inside", "note_time", "root", "work")
 
     def __init__(self, path: Callable[[], str], root: str = "") -> None:
         self._path = path
         self.root = root
         self.work = Latencies()
+        self.note_time = self.work.note
         self.inside = 0
         self.dropped = 0
         self.failed = 0
@@ -161,13 +163,6 @@ class StepRecord:
             self.note(result.value)
         elif result is None and needs_result:
             self.failed += 1
-
-    def note_time(self, seconds: float) -> None:
-        """Count that the step took *seconds*."""
-        recent = self.work.recent
-        recent.append(seconds)
-        if len(recent) >= FOLD_AT:
-            self.work.fold()
 
     def wait(self, pending: Any, started: float, needs_result: bool = False) -> Any:
         """Count *pending*, the result of the step, when it has come."""
@@ -253,12 +248,6 @@ class StepStats:
         record = StepRecord(path, root)
         self._records.append(record)
         return record
-
-    def note_waiting(self, seconds: float) -> None:
-        """Count that an item waited for a slot for *seconds*."""
-        self.waiting.recent.append(seconds)
-        if len(self.waiting.recent) >= FOLD_AT:
-            self.waiting.fold()
 
     def _watch(self, stack: Stack, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Give *call*, the step *name* of *stack*, so that it is counted."""
