@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ._crawl import count
-from ._engine import Gate, resolve
+from ._engine import Outstanding, resolve
 from ._imports import import_in_thread
 from ._lifecycle import close_spider
 from ._runtime import WorkerThread, sleep, spawn
@@ -54,8 +54,7 @@ class LetterBox:
         self._waiting: dict[str, list[tuple[Any, Deferred[None]]]] = {}
         """What is to be written, by the method of the store that does it."""
 
-        self._is_writing = False
-        self._idle: Gate | None = None
+        self._writing = Outstanding()
         self._has_given_up = False
 
     def call(self, function: Callable[[DeadLetters], _T]) -> Deferred[_T]:
@@ -115,8 +114,8 @@ class LetterBox:
     def _add(self, kind: str, what: Any) -> Deferred[None]:
         done: Deferred[None] = Deferred()
         self._waiting.setdefault(kind, []).append((what, done))
-        if not self._is_writing:
-            self._is_writing = True
+        if not self._writing.number:
+            self._writing.begin()
             spawn(
                 self._write(),
                 lambda failure: self._log("Dead letters were not written: %s", failure.value),
@@ -128,9 +127,8 @@ class LetterBox:
             group, self._waiting = self._waiting, {}
             for kind, some in group.items():
                 await self._write_some(kind, some)
-        self._is_writing = False
-        if self._idle is not None:
-            self._idle.open()
+        # Not where it was cancelled: the process ends, and what is cancelled then is no failure.
+        self._writing.end()
 
     async def _write_some(self, kind: str, some: list[tuple[Any, Deferred[None]]]) -> None:
         whats = [what for what, _ in some]
@@ -216,17 +214,12 @@ class LetterBox:
 
     async def give_up_leases(self) -> None:
         """Let others have the letters that were taken here and have not ended."""
-        await self._until_written()
+        await self._writing.until_none()
         await self.patiently(lambda store: store.release(self.owner))
-
-    async def _until_written(self) -> None:
-        if self._is_writing:
-            self._idle = Gate([])
-            await resolve(self._idle.deferred)
 
     async def close(self) -> None:
         """Write what waits, and let go of the store."""
-        await self._until_written()
+        await self._writing.until_none()
         if self._thread is not None:
             if self._store is not None:
                 await resolve(self.call(lambda store: store.close()))
