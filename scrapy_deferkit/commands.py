@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from argparse import ArgumentTypeError
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -523,8 +524,6 @@ def _seconds(text: str) -> float:
 
 
 def _wrong(text: str, expected: str) -> Exception:
-    from argparse import ArgumentTypeError
-
     return ArgumentTypeError(f"{text!r}: {expected} is expected")
 
 

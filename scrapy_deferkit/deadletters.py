@@ -390,9 +390,8 @@ class DeadLetters:
         else:
             for migrate in _MIGRATIONS[version - 1 :]:
                 migrate(connection)
-        put = _insert(connection, _meta).values(name=VERSION_ROW, value=str(newest))
-        put = put.on_conflict_do_update(index_elements=["name"], set_={"value": str(newest)})
-        connection.execute(put)
+        connection.execute(sa.delete(_meta).where(_meta.c.name == VERSION_ROW))
+        connection.execute(sa.insert(_meta).values(name=VERSION_ROW, value=str(newest)))
         return True
 
     def _version(self, connection: Connection, newest: int) -> int | None:
