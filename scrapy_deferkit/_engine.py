@@ -780,18 +780,17 @@ class Iteration:
                 self._element = element
                 pending = call(element)
                 cls = type(pending)
-                if cls is not _COROUTINE:
-                    kind = _KINDS[cls] if cls in _KINDS else _learn(cls)
-                    if kind == _PENDING or (kind == _GENERATOR and is_awaitable(pending)):
-                        pending = self._unfired(pending)
-                    elif pending is PASSED:
-                        self._passed = element
-                        return None
-                    else:
-                        pending = None
-                if pending is not None:
+                if cls is _COROUTINE:
                     self._outstanding += 1
                     return pending
+                kind = _KINDS[cls] if cls in _KINDS else _learn(cls)
+                if kind == _PENDING or (kind == _GENERATOR and is_awaitable(pending)):
+                    if (pending := self._unfired(pending)) is not None:
+                        self._outstanding += 1
+                        return pending
+                elif pending is PASSED:
+                    self._passed = element
+                    return None
                 if self._is_over or self._outstanding >= self.count:
                     return None
                 if monotonic() >= self._until:
@@ -858,18 +857,21 @@ class Iteration:
                 if pending is not None:
                     continue
                 self._outstanding -= 1
-                if worker.holds_lead:
-                    worker.holds_lead = self._is_led = False
-                else:
-                    self._until = monotonic() + _SLICE  # the loop has had a turn
-                if not self._workers_lead or self._is_led or not self._may_lead():
+                if (
+                    (self._is_led and not worker.holds_lead)
+                    or self._is_over
+                    or self._is_paused
+                    or self._passed is not END
+                    or self._outstanding >= self.count
+                    or not self._workers_lead
+                ):
                     return
-                if self._is_async or monotonic() >= self._until:
-                    pending = await self._lead(face)
-                else:
+                pending = _TURN
+                if not self._is_async and monotonic() < self._until:
                     pending = self._work_on(self._source)
-                    if pending is _TURN:
-                        pending = await self._lead(face)
+                if pending is _TURN:
+                    worker.holds_lead = False
+                    pending = await self._lead(face)
                 worker.element = self._element
                 if self._wake is not None and self._may_lead():
                     call_soon(self._wake_up)  # when what is pending has begun
@@ -880,6 +882,8 @@ class Iteration:
             if not self.is_cancelled:
                 self._fail(error)
         finally:
+            if worker.holds_lead:
+                worker.holds_lead = self._is_led = False
             del self._workers[worker]
             self._wake_up()
 
@@ -941,7 +945,7 @@ class Coiterators(Iteration):
         """Let the coiterator whose turn it is have *result*; return what has to be waited for."""
         number = self._whose_turn() if self._number is None else self._number
         self._number = self._element = None
-        if is_pending(result):
+        if type(result) is _COROUTINE or is_pending(result):
             self._idle.remove(number)
             result = self._watch(result, number)
         else:
@@ -974,9 +978,14 @@ class Coiterators(Iteration):
         return pending.addBoth(self._end_call, number, self._idle)
 
     def _end(self, element: Any, result: Any) -> Any:
-        if element is not None:
-            # On asyncio a Cooperator would hear of it later, when all are occupied.
-            self._end_call(result, element, self._ended if self._is_on_asyncio else self._idle)
+        if element is None:
+            return
+        # On asyncio a Cooperator would hear of it later, when all are occupied.
+        idle = self._ended if self._is_on_asyncio else self._idle
+        if isinstance(result, Failure):
+            self._end_call(result, element, idle)
+        else:
+            idle.append(element)
 
     def _end_call(self, result: Any, number: int, idle: list[int]) -> None:
         if not isinstance(result, Failure):

@@ -392,7 +392,7 @@ class _Elements(Iteration):
         self._before: dict[int, Any] = {}
         self._handled: set[int] = set()
         self.is_failing = False
-        self._waiting = 0
+        self._is_noted = False
         self._forget: Callable[[Any], Any] | None = None
 
     async def processed(self) -> list[Any]:
@@ -400,13 +400,9 @@ class _Elements(Iteration):
         try:
             await self.run()
         finally:
-            self._forget_wait()
+            if self._forget is not None:
+                self._forget(None)
         return self.outcomes
-
-    def _forget_wait(self) -> None:
-        if self._forget is not None:
-            self._forget(None)
-            self._forget = None
 
     def _process(self, position: int) -> Any:
         """Call the processor; return what has to be awaited where there is something."""
@@ -423,9 +419,9 @@ class _Elements(Iteration):
                 return None
             if not is_pending(result):
                 return self._failed(position, result)
-        if not self._waiting:
+        if not self._is_noted:
+            self._is_noted = True
             self._forget = note_wait(self._each._calls)
-        self._waiting += 1
         return result
 
     def _end(self, position: int, result: Any) -> Any:
@@ -437,16 +433,10 @@ class _Elements(Iteration):
             else:
                 self.outcomes[position] = result
             return None
-        is_plain = not is_special(result)
-        if not is_plain and is_pending(result):
-            return result
-        self._waiting -= 1
-        if self._forget is not None and not self._waiting:
-            self._forget_wait()
-        if not is_plain:
-            return self._failed(position, result)
-        self.outcomes[position] = result
-        return None
+        if not is_special(result):
+            self.outcomes[position] = result
+            return None
+        return result if is_pending(result) else self._failed(position, result)
 
     def _failed(self, position: int, result: Any) -> Any:
         """Take a Failure, or the ``None`` of a processor; return what the errback has begun."""

@@ -417,6 +417,7 @@ async def test_coroutines_that_never_suspend_share_one_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     begun = begun_workers(monkeypatch)
+    monkeypatch.setattr("scrapy_deferkit._engine.monotonic", lambda: 0.0)
     done: list[int] = []
 
     async def call(number: int) -> None:
@@ -425,6 +426,28 @@ async def test_coroutines_that_never_suspend_share_one_worker(
     await Iteration(range(2000), 16, call).run()
     assert done == list(range(2000))
     assert len(begun) == 1
+
+
+async def test_coroutines_that_never_suspend_let_the_loop_have_a_turn_every_ten_milliseconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0
+    done_at_turns: list[int] = []
+    done: list[int] = []
+
+    async def call(number: int) -> None:
+        nonlocal now
+        now += 4
+        done.append(number)
+
+    async def note_turn() -> None:
+        done_at_turns.append(len(done))
+        await turn()
+
+    monkeypatch.setattr("scrapy_deferkit._engine.monotonic", lambda: now / 1000)
+    monkeypatch.setattr("scrapy_deferkit._engine.turn", note_turn)
+    await Iteration(range(9), 16, call).run()
+    assert done_at_turns[:3] == [3, 6, 9]
 
 
 async def test_no_more_workers_begin_than_may_be_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
