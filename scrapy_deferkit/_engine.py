@@ -656,6 +656,7 @@ class Iteration:
         self._call = call
         self._workers: dict[_Worker, None] = {}
         self._outstanding = 0
+        self._ended = 0
         self._is_paused = False
         self._is_led = False  # somebody takes an element, or may go on to do so
         self._is_over = False
@@ -746,7 +747,12 @@ class Iteration:
         pending: Any = _TURN
         while pending is _TURN and self._has_room() and not face.is_cancelled:
             if monotonic() >= self._until:
+                # Workers whose results come meanwhile go on, and take the lead.
+                self._is_led = len(self._workers) <= 1
                 await face.turn()
+                if not (self._is_led or self._may_lead()):
+                    return None
+                self._is_led = True
                 self._until = monotonic() + _SLICE
             if self._is_async:
                 elements = ()
@@ -840,6 +846,7 @@ class Iteration:
                 if self.is_cancelled:
                     _discard(pending)
                     return
+                ended = self._ended
                 try:
                     if face is COROUTINE and type(pending) is _COROUTINE:
                         result = await pending
@@ -857,6 +864,9 @@ class Iteration:
                 if pending is not None:
                     continue
                 self._outstanding -= 1
+                if self._ended != ended:  # others have run meanwhile: the loop has had a turn
+                    self._until = monotonic() + _SLICE
+                self._ended += 1
                 if (
                     (self._is_led and not worker.holds_lead)
                     or self._is_over
@@ -929,7 +939,7 @@ class Coiterators(Iteration):
             super().__init__(work, count, self._note)
         self.outcomes: list[tuple[bool, Any]] = [(True, work)] * count
         self._idle = list(range(count))
-        self._ended: list[int] = []
+        self._late: list[int] = []
         self._is_on_asyncio: bool | None = None
         self._rotation = iter(self._idle)
         self._number: int | None = None
@@ -965,8 +975,8 @@ class Coiterators(Iteration):
     def _whose_turn(self) -> int:
         if self._number is None:
             if not self._idle:
-                self._idle.extend(self._ended)
-                self._ended.clear()
+                self._idle.extend(self._late)
+                self._late.clear()
             self._choose()
         assert self._number is not None
         return self._number
@@ -981,7 +991,7 @@ class Coiterators(Iteration):
         if element is None:
             return
         # On asyncio a Cooperator would hear of it later, when all are occupied.
-        idle = self._ended if self._is_on_asyncio else self._idle
+        idle = self._late if self._is_on_asyncio else self._idle
         if isinstance(result, Failure):
             self._end_call(result, element, idle)
         else:
