@@ -757,10 +757,11 @@ class Iteration:
             if self._is_async:
                 elements = ()
                 try:
-                    element = await face.wait(anext(self._source))
-                    if isinstance(element, Failure):
+                    if face is COROUTINE:
+                        element = await anext(self._source)
+                    elif isinstance(element := await face.wait(anext(self._source)), Failure):
                         element.raiseException()
-                    if self._has_room():  # it may have been stopped meanwhile
+                    if not (self._is_over or self._is_paused):  # meanwhile
                         elements = (element,)
                 except StopAsyncIteration:
                     self._is_over = True
