@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -258,6 +259,55 @@ class Failing(LogFormatter):
     options = ("-s", "LOG_FORMATTER=shop.log.Failing", "-s", "DEFERKIT_CONCURRENT_ITEMS=10")
     project.replay("books", *options, code=1)
     assert [letter.attempts for letter in project.kept()] == [2] * 150
+
+
+def test_what_a_replay_has_kept_itself_is_left_to_the_next_one(project: Project) -> None:
+    project.write(
+        "shop/splitting.py",
+        """
+class Split:
+    @classmethod
+    def from_crawler(cls, crawler):
+        pipeline = cls()
+        pipeline.crawler = crawler
+        return pipeline
+
+    async def process_item(self, item):
+        if "part" not in item:
+            part = {"title": item["title"], "part": 1}
+            await self.crawler.engine.scraper.start_itemproc_async(part, response=None)
+            return item
+        raise ValueError("a part")
+""",
+    )
+    project.add_settings('ITEM_PIPELINES = {"shop.splitting.Split": 1}')
+    project.put(*(failed(f"{number}") for number in range(3)))
+    project.replay("books", code=1)
+    kept = project.kept()
+    assert [json.loads(letter.item)["part"] for letter in kept] == [1, 1, 1]
+    assert [letter.attempts for letter in kept] == [1, 1, 1]
+    assert [letter.leased_by for letter in kept] == [None, None, None]
+
+
+def test_a_letter_stays_where_it_cannot_be_told_what_became_of_its_item(project: Project) -> None:
+    project.write(
+        "shop/processor.py",
+        """
+from scrapy_deferkit import DeferKitItemProcessor
+
+
+class Copying(DeferKitItemProcessor):
+    async def process_item_async(self, item):
+        return await super().process_item_async(dict(item))
+""",
+    )
+    project.add_settings('ITEM_PROCESSOR = "shop.processor.Copying"')
+    project.write("repaired", "")
+    project.put(failed("a"))
+    ended = project.replay("books", code=1)
+    assert "ITEM_PROCESSOR has processed another object" in ended.stderr
+    assert [letter.id for letter in project.kept()] == ["a"]
+    assert project.kept()[0].leased_by is None
 
 
 def test_a_spider_that_always_finds_more_to_do_ends_with_its_letters(project: Project) -> None:
