@@ -9,6 +9,7 @@ from .exceptions import (
     DeadLettersError,
     DeadLettersUnavailable,
     DeferKitError,
+    JobError,
     MergeConflict,
     NoItemReturned,
     NoRoute,
@@ -28,6 +29,7 @@ from .pipelines import (
     TolerantPipeline,
 )
 from .policies import Fallback, Limit, Retry, Tap, Timeout
+from .scheduler import Scheduler
 from .spidermiddlewares import StackSpiderMiddleware
 from .stacks import Chain, Each, Parallel, Route, Tolerant
 from .stats import StepFigures, step_stats
@@ -46,6 +48,7 @@ __all__ = [
     "Each",
     "EachPipeline",
     "Fallback",
+    "JobError",
     "Limit",
     "MergeConflict",
     "NoItemReturned",
@@ -54,6 +57,7 @@ __all__ = [
     "ParallelPipeline",
     "Retry",
     "Route",
+    "Scheduler",
     "StackConfigError",
     "StackDownloaderMiddleware",
     "StackPipeline",

@@ -23,6 +23,8 @@ SETTINGS = (
     "DEFERKIT_EACH",
     "DEFERKIT_ITEM_CLASSES",
     "DEFERKIT_ITEM_TIMEOUT",
+    "DEFERKIT_JOB_FSYNC",
+    "DEFERKIT_MAX_DEATHS",
     "DEFERKIT_MAX_FAILED_ITEMS",
     "DEFERKIT_PARALLEL",
     "DEFERKIT_REPLAY",
@@ -70,6 +72,8 @@ class Config:
     dead_letters: bool
     dead_letters_url: str | None
     dead_letters_max: int
+    job_fsync: bool
+    max_deaths: int
 
     @classmethod
     def from_settings(cls, settings: BaseSettings) -> Config:
@@ -96,6 +100,8 @@ class Config:
             dead_letters=_flag(settings, "DEFERKIT_DEAD_LETTERS", default=False),
             dead_letters_url=_text(settings, "DEFERKIT_DEAD_LETTERS_URL"),
             dead_letters_max=_whole_number(settings, "DEFERKIT_DEAD_LETTERS_MAX", 0, least=0),
+            job_fsync=_flag(settings, "DEFERKIT_JOB_FSYNC", default=False),
+            max_deaths=_whole_number(settings, "DEFERKIT_MAX_DEATHS", 3, least=2),
         )
 
 

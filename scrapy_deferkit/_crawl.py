@@ -43,6 +43,9 @@ class Crawl:
         self.ended = 0
         """How many have ended, and are scraped, dropped or failed."""
 
+        self.keep_request: Callable[[Any], object] | None = None
+        """Called with the request of an item that has no end that is safe, or ``None``."""
+
         self.on_failed: Callable[[], object] | None = None
         """Called at each failure, before its dead letter is written."""
 
@@ -54,6 +57,13 @@ def crawl_of(crawler: Crawler) -> Crawl:
     if known is None:
         known = vars(crawler)[_SLOT] = Crawl()
     return known
+
+
+def is_crawl(crawler: Crawler) -> bool:
+    """Check whether this is a crawl: Scrapy's other commands put in a start() of their own."""
+    start: Callable[..., Any] | None = getattr(crawler.spidercls, "start", None)
+    module = getattr(start, "__module__", None) or ""
+    return crawler.crawling and not module.startswith("scrapy.commands.")
 
 
 def count(crawler: Crawler, what: str) -> None:

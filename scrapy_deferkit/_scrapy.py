@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from scrapy.utils.asyncgen import as_async_generator
 from twisted.python.failure import Failure
 
+from ._runtime import CANCELLED
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from scrapy.core.scraper import Scraper
     from scrapy.crawler import Crawler
     from scrapy.http import Request
+    from twisted.internet.defer import Deferred
 
 
 def engine_of(crawler: Crawler) -> ExecutionEngine | None:
@@ -88,3 +91,60 @@ def wrap_closing(
         await wrap(close, reason)
 
     engine.close_spider_async = close_spider_async  # type: ignore[method-assign]
+
+
+def wrap_scraping(
+    scraper: Scraper,
+    begun: Callable[[Request], object],
+    ended: Callable[[Request], object],
+    failed: Callable[[Request, BaseException | None], object],
+) -> None:
+    """Have *begun* called as the scraper takes a request's response, and *ended* when it is done.
+
+    Both stand around the public ``enqueue_scrape()`` of this scraper: no signal tells when all that
+    a response has brought has ended. *failed* is called with what a callback or an errback raises,
+    by its public ``handle_spider_error()`` (``CloseSpider`` has no signal), and if the download was
+    cancelled, as the loop does at a second Ctrl-C.
+    """
+    enqueue, handle = scraper.enqueue_scrape, scraper.handle_spider_error
+
+    def enqueue_scrape(result: Any, request: Request) -> Deferred[None]:
+        begun(request)
+        if isinstance(result, Failure) and result.check(*CANCELLED):
+            failed(request, result.value)
+
+        def end(outcome: Any) -> Any:
+            ended(request)
+            return outcome
+
+        return enqueue(result, request).addBoth(end)
+
+    def handle_spider_error(failure: Failure, request: Request, *args: Any) -> None:
+        failed(request, failure.value)
+        handle(failure, request, *args)
+
+    scraper.enqueue_scrape = enqueue_scrape  # type: ignore[method-assign]
+    scraper.handle_spider_error = handle_spider_error  # type: ignore[method-assign,assignment]
+
+
+def is_in_work(engine: ExecutionEngine, request: Request) -> bool:
+    """Check whether the engine or the downloader still has *request*.
+
+    ``engine._slot.inprogress`` and ``downloader.active``: a request that a redirect or a retry has
+    replaced leaves them, and no signal tells. Raises :exc:`AttributeError` if they are not there.
+    """
+    slot: Any = engine._slot
+    return request in slot.inprogress or request in engine.downloader.active
+
+
+def has_requests(engine: ExecutionEngine) -> bool:
+    """Check whether the engine has any request in work: ``engine._slot.inprogress``."""
+    slot: Any = engine._slot
+    return bool(slot.inprogress)
+
+
+def wake(engine: ExecutionEngine) -> None:
+    """Have the engine ask its scheduler for a request: ``engine._slot.nextcall``."""
+    slot: Any = engine._slot
+    if slot is not None:
+        slot.nextcall.schedule()

@@ -1,4 +1,4 @@
-"""One line in ``ADDONS`` for the gate, the item processor, the dead letters and the report."""
+"""One line in ``ADDONS`` for all that this package does around a crawl."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import difflib
 import logging
 from typing import TYPE_CHECKING
 
-from scrapy.settings import SETTINGS_PRIORITIES
+from scrapy.extensions.spiderstate import SpiderState
+from scrapy.settings import SETTINGS_PRIORITIES, default_settings
 from scrapy.utils.misc import load_object
 
 from ._config import SETTINGS, Config
 from .gate import ItemGate
 from .itemprocessor import DeferKitItemProcessor
 from .report import Report
+from .scheduler import Scheduler
 
 if TYPE_CHECKING:
     from scrapy.settings import BaseSettings
@@ -31,6 +33,7 @@ _SET = {
 class Addon:
     """Switch on the gate, the item processor, the dead letters and the report.
 
+    With a ``JOBDIR``, the scheduler whose crawl survives the death of its process, too.
     What the user has set always wins:
 
     ``ADDONS = {"scrapy_deferkit.Addon": 500}``
@@ -65,9 +68,28 @@ class Addon:
                 "kept. Take it out, or derive it from DeferKitItemProcessor.",
                 settings["ITEM_PROCESSOR"],
             )
+        if settings["JOBDIR"]:
+            switched_on += _keep_the_job(settings)
         if config.report:
             switched_on.append("the report")
         logger.info("scrapy-deferkit has switched on %s", ", ".join(switched_on) or "nothing")
+
+
+def _keep_the_job(settings: BaseSettings) -> list[str]:
+    """Let a crawl with a ``JOBDIR`` survive the death of its process, unless it has a scheduler."""
+    if settings["SCHEDULER"] == default_settings.SCHEDULER:
+        settings.set("SCHEDULER", "scrapy_deferkit.Scheduler", "addon")
+    scheduler = load_object(settings["SCHEDULER"])
+    if not (isinstance(scheduler, type) and issubclass(scheduler, Scheduler)):
+        logger.info(
+            "SCHEDULER is %s, which was set in this project: what is in work when the process dies "
+            "is that scheduler's to keep. Dead letters are kept all the same",
+            settings["SCHEDULER"],
+        )
+        return []
+    # It would write spider.state at a clean end alone.
+    settings.setdefault_in_component_priority_dict("EXTENSIONS", SpiderState, None)
+    return ["the scheduler that survives a crash"]
 
 
 def _warn_of_unknown(settings: BaseSettings) -> None:

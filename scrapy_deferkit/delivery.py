@@ -16,7 +16,7 @@ from scrapy.utils.python import global_object_name
 from twisted.python.failure import Failure
 
 from ._config import Config
-from ._crawl import count, crawl_of
+from ._crawl import count, crawl_of, is_crawl
 from ._engine import resolve, shield
 from ._letterbox import LetterBox
 from .codec import Codec, Encoded
@@ -163,7 +163,7 @@ class Delivery:
         ``DEFERKIT_DEAD_LETTERS_URL`` is wrong or its driver is missing.
         """
         config = Config.from_settings(crawler.settings)
-        if not config.dead_letters or not _is_crawl(crawler):
+        if not config.dead_letters or not is_crawl(crawler):
             return None
         delivery = cls(crawler, config)
         try:
@@ -264,13 +264,6 @@ class Delivery:
 
     def _log(self, level: int, message: str, *args: object) -> None:
         logger.log(level, message, *args, extra={"spider": self.crawler.spider})
-
-
-def _is_crawl(crawler: Crawler) -> bool:
-    """Check whether this is a crawl: the commands ``parse`` and ``check`` put their own start()."""
-    start: Callable[..., Any] | None = getattr(crawler.spidercls, "start", None)
-    module = getattr(start, "__module__", None) or ""
-    return crawler.crawling and not module.startswith("scrapy.commands.")
 
 
 def _arguments_of(spider: Any) -> dict[str, str]:

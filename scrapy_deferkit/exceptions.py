@@ -85,6 +85,10 @@ class ClosingError(DeferKitError):
         return type(self), (self.stack, self.errors), self.__dict__
 
 
+class JobError(DeferKitError):
+    """The file of a job cannot be used, or holds what this version cannot read."""
+
+
 class DeadLettersError(DeferKitError):
     """The dead letters cannot be used: where they are, what happened, and the fix."""
 

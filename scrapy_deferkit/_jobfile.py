@@ -1,0 +1,335 @@
+"""The file of a crawl's job: what waits, what was in work when a run died, what has been seen.
+
+One SQLite file in ``JOBDIR``, by the standard library: rows are written thousands at a time and
+read one by one in the loop. Beside it lie a file that is locked while a crawler has the job, and
+one in which each request is noted as it is given: a write of 8 bytes, which outlives the process.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .exceptions import JobError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VERSION = 1
+"""The version of the tables."""
+
+NAME = "deferkit.sqlite"
+_LOCK = "deferkit.lock"
+_WORK = "deferkit.work"
+
+_SCHEMA = f"""
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
+CREATE TABLE queues (id INTEGER PRIMARY KEY, key TEXT NOT NULL, slot TEXT NOT NULL);
+CREATE TABLE requests (
+    id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, data BLOB NOT NULL,
+    deaths INTEGER NOT NULL DEFAULT 0, aside TEXT
+);
+CREATE TABLE in_work (id INTEGER PRIMARY KEY);
+CREATE TABLE seen (fingerprint BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE feeds (path TEXT PRIMARY KEY, length INTEGER NOT NULL) WITHOUT ROWID;
+PRAGMA user_version = {VERSION};
+"""
+
+_ID = struct.Struct("<q")
+_CLOSING = 0
+"""In the place of an id: from here on, the crawl was closing."""
+
+
+class Queue(NamedTuple):
+    """A queue of Scrapy's priority queues, for the requests of one download slot."""
+
+    id: int
+    key: str
+    slot: str
+
+
+@dataclass
+class Batch:
+    """What is written in one transaction."""
+
+    queues: list[Queue] = field(default_factory=list)
+    requests: list[tuple[int, int, bytes]] = field(default_factory=list)
+    seen: list[tuple[bytes]] = field(default_factory=list)
+    gone: list[tuple[int]] = field(default_factory=list)
+    aside: list[tuple[str, int]] = field(default_factory=list)
+    feeds: list[tuple[str, int]] = field(default_factory=list)
+    state: bytes | None = None
+
+    def __bool__(self) -> bool:
+        return any(vars(self).values())
+
+
+@dataclass
+class Found:
+    """What a job file had when it was opened."""
+
+    is_new: bool
+    has_died: bool
+    last: int
+    """The greatest id of a request."""
+
+    queues: list[Queue]
+    waiting: dict[int, deque[int]]
+    """The ids of the requests that wait, in order, by the ids of their queues."""
+
+    in_work: list[tuple[int, int]]
+    """The ids of those that were in work when a run ended, and at how many deaths each was."""
+
+    aside: int
+    seen: set[bytes]
+    feeds: dict[str, int]
+    state: bytes | None
+
+
+class JobFile:
+    """The job in *folder*, which one crawler has at a time.
+
+    :meth:`write` may be called in one other thread.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, fsync: bool = False) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / NAME
+        self._fsync = fsync
+        self._lock: sqlite3.Connection | None = None
+        self._writer: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
+        self._work = -1
+        self._inode = self._run = 0
+
+    def open(self, max_deaths: int) -> Found:
+        """Take the job, and return what it has.
+
+        A request that has been in work at *max_deaths* deaths is set aside. Raises
+        :exc:`~scrapy_deferkit.exceptions.JobError` if the job cannot be used.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            is_new = not self.path.exists()
+            if is_new:
+                _refuse_scrapys(self.folder)
+            self._lock = _locked(self.folder / _LOCK)
+            self._writer = connect(self.path, fsync=self._fsync)
+            self._reader = connect(self.path)
+            with trouble_of(self.path), _transaction(self._writer) as writer:
+                _prepare(writer)
+                run, noted = self._noted()
+                found = _read(writer, is_new, run, noted, max_deaths)
+                self._run = _get(writer, "run")
+            self._inode = self.path.stat().st_ino
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC
+            self._work = os.open(self.folder / _WORK, flags, 0o600)
+            self.note_given(self._run)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, (OSError, sqlite3.Error)):
+                raise _unusable(self.path, error) from error
+            raise
+        return found
+
+    def _noted(self) -> tuple[int, list[int]]:
+        """Return the number of the run that left its notes of what it gave, and these."""
+        try:
+            noted = (self.folder / _WORK).read_bytes()
+        except FileNotFoundError:
+            return 0, []
+        whole = len(noted) // _ID.size * _ID.size  # the machine may have died in a write
+        run, *given = [number for (number,) in _ID.iter_unpack(noted[:whole])] or [0]
+        return run, given
+
+    def note_given(self, number: int) -> None:
+        """Note that the request *number* is in work from now on."""
+        os.write(self._work, _ID.pack(number))
+
+    def note_closing(self) -> None:
+        """Note that a request in work from now on is not what a death comes from."""
+        if self._work >= 0:
+            os.write(self._work, _ID.pack(_CLOSING))
+
+    def read(self, number: int) -> bytes:
+        """Return the stored request *number*."""
+        assert self._reader is not None
+        rows = self._reader.execute("SELECT data FROM requests WHERE id = ?", (number,))
+        return rows.fetchone()[0]  # type: ignore[no-any-return]
+
+    def write(self, batch: Batch, files: list[int]) -> None:
+        """Write *batch* in one transaction, after the *files* of feeds are synced if they must be.
+
+        Raises :exc:`~scrapy_deferkit.exceptions.JobError` if it cannot be written: then nothing is.
+        """
+        assert self._writer is not None
+        with trouble_of(self.path):
+            if self.path.stat().st_ino != self._inode:
+                raise JobError(f"{self.path} is another file now: somebody has replaced it")
+            if self._fsync:
+                for file in files:
+                    os.fsync(file)
+            with _transaction(self._writer) as writer:
+                many = writer.executemany
+                many("INSERT INTO queues VALUES (?, ?, ?)", batch.queues)
+                many("INSERT INTO requests (id, queue, data) VALUES (?, ?, ?)", batch.requests)
+                many("INSERT OR IGNORE INTO seen VALUES (?)", batch.seen)
+                many("UPDATE requests SET aside = ? WHERE id = ?", batch.aside)
+                many("INSERT OR REPLACE INTO feeds VALUES (?, ?)", batch.feeds)
+                if batch.state is not None:
+                    _set(writer, "state", batch.state)
+                many("DELETE FROM requests WHERE id = ?", batch.gone)
+
+    def close(self) -> None:
+        """Let go of the job; does nothing where that has been done."""
+        for connection in (self._reader, self._writer, self._lock):
+            if connection is not None:
+                connection.close()
+        if self._work >= 0:
+            os.close(self._work)
+        self._reader = self._writer = self._lock = None
+        self._work = -1
+
+
+def connect(path: Path, *, fsync: bool = False) -> sqlite3.Connection:
+    """Open the file at *path*."""
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _locked(path: Path) -> sqlite3.Connection:
+    """Lock the file at *path* until the connection is closed, or the process dies."""
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        connection.close()
+        if "is locked" not in str(error):
+            raise
+        raise JobError(
+            f"another crawler has the job in {path.parent}: end it, or set JOBDIR to another folder"
+        ) from None
+    return connection
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def trouble_of(path: Path) -> Iterator[None]:
+    """Make a :exc:`JobError` of what SQLite or the system says of the file at *path*."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: Path, error: BaseException) -> JobError:
+    text = str(error).lower()
+    if isinstance(error, FileNotFoundError):
+        fix = "the folder was taken away while the crawl had it"
+    elif "full" in text or "no space" in text:
+        fix = "make room on the disk"
+    elif "readonly" in text or "read-only" in text or "unable to open" in text:
+        fix = "allow writing to it and to its folder"
+    elif "not a database" in text or "malformed" in text:
+        fix = "restore it, or begin the job anew in another JOBDIR"
+    else:
+        fix = "look after the disk"
+    return JobError(f"{path} cannot be used: {error}; {fix}")
+
+
+def _prepare(writer: sqlite3.Connection) -> None:
+    """Make the tables, or refuse those of a newer version."""
+    (version,) = writer.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise JobError(
+            f"the job was written by a newer scrapy-deferkit (version {version} of its tables; "
+            f"this one knows {VERSION}): go on with that one"
+        )
+    if not version:
+        for statement in _SCHEMA.split(";"):
+            writer.execute(statement)
+
+
+def _read(
+    writer: sqlite3.Connection, is_new: bool, run: int, noted: list[int], max_deaths: int
+) -> Found:
+    """Count the deaths of the last run, and read what there is."""
+    has_died = _get(writer, "run") == run and bool(noted) and _CLOSING not in noted
+    given = dict.fromkeys(noted) if _get(writer, "run") == run else {}
+    # A run that dies before it gives anything leaves those of the run before as they were.
+    writer.executemany("INSERT OR IGNORE INTO in_work VALUES (?)", [(number,) for number in given])
+    writer.execute("DELETE FROM in_work WHERE id NOT IN (SELECT id FROM requests)")
+    if has_died:
+        writer.executemany(
+            "UPDATE requests SET deaths = deaths + 1 WHERE id = ?", [(number,) for number in given]
+        )
+        writer.execute(
+            "UPDATE requests SET aside = 'the process has died ' || deaths || ' times while it was "
+            "in work' WHERE deaths >= ? AND aside IS NULL",
+            (max_deaths,),
+        )
+    _set(writer, "run", (_get(writer, "run") or 0) + 1)
+    waiting: dict[int, deque[int]] = {}
+    for number, queue in writer.execute(
+        "SELECT id, queue FROM requests WHERE aside IS NULL AND id NOT IN (SELECT id FROM in_work) "
+        "ORDER BY id"
+    ):
+        waiting.setdefault(queue, deque()).append(number)
+    (last,) = writer.execute("SELECT max(id) FROM requests").fetchone()
+    return Found(
+        is_new=is_new,
+        has_died=has_died,
+        last=last or 0,
+        queues=[Queue(*row) for row in writer.execute("SELECT id, key, slot FROM queues")],
+        waiting=waiting,
+        in_work=writer.execute(
+            "SELECT id, deaths FROM requests WHERE aside IS NULL AND id IN (SELECT id FROM in_work)"
+            " ORDER BY id"
+        ).fetchall(),
+        aside=writer.execute("SELECT count(*) FROM requests WHERE aside IS NOT NULL").fetchone()[0],
+        seen={fingerprint for (fingerprint,) in writer.execute("SELECT fingerprint FROM seen")},
+        feeds=dict(writer.execute("SELECT path, length FROM feeds").fetchall()),
+        state=_get(writer, "state"),
+    )
+
+
+def _get(connection: sqlite3.Connection, name: str) -> Any:
+    found = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
+    return None if found is None else found[0]
+
+
+def _set(connection: sqlite3.Connection, name: str, value: object) -> None:
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def _refuse_scrapys(folder: Path) -> None:
+    """Raise if Scrapy's own scheduler has begun the job in *folder*."""
+    if any((folder / name).exists() for name in ("requests.queue", "requests.seen")):
+        raise JobError(
+            f"the job in {folder} was begun by Scrapy's own scheduler, whose files do not say what "
+            "was in work: finish it with SCHEDULER = 'scrapy.core.scheduler.Scheduler', or begin "
+            "anew with another JOBDIR"
+        )
