@@ -747,10 +747,10 @@ class Iteration:
         pending: Any = _TURN
         while pending is _TURN and self._has_room() and not face.is_cancelled:
             if monotonic() >= self._until:
-                # Workers whose results come meanwhile go on, and take the lead.
-                self._is_led = len(self._workers) <= 1
+                # Workers whose results come meanwhile go on, and may take the lead.
+                self._is_led = is_alone = len(self._workers) <= 1
                 await face.turn()
-                if not (self._is_led or self._may_lead()):
+                if not (is_alone or self._may_lead()):
                     return None
                 self._is_led = True
                 self._until = monotonic() + _SLICE
@@ -761,8 +761,8 @@ class Iteration:
                         element = await anext(self._source)
                     elif isinstance(element := await face.wait(anext(self._source)), Failure):
                         element.raiseException()
-                    if not (self._is_over or self._is_paused):  # meanwhile
-                        elements = (element,)
+                    if not self.is_cancelled:
+                        elements = (element,)  # whatever has been stopped meanwhile
                 except StopAsyncIteration:
                     self._is_over = True
                 except GeneratorExit:

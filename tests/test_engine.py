@@ -450,6 +450,45 @@ async def test_coroutines_that_never_suspend_let_the_loop_have_a_turn_every_ten_
     assert done_at_turns[:3] == [3, 6, 9]
 
 
+async def test_one_alone_takes_from_a_source_however_often_the_loop_has_a_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = itertools.count(step=0.02)  # it is time for a turn at every element
+    monkeypatch.setattr("scrapy_deferkit._engine.monotonic", lambda: next(times))
+    done: list[int] = []
+
+    async def source() -> AsyncIterator[int]:
+        for number in range(200):
+            for _ in range(number % 3):
+                await turn()
+            yield number
+
+    async def call(number: int) -> None:
+        for _ in range(number % 7):
+            await turn()
+        done.append(number)
+
+    await Iteration(source(), 4, call).run()
+    assert sorted(done) == list(range(200))
+
+
+async def test_an_element_that_a_stopped_source_still_gives_is_called_for() -> None:
+    given: Deferred[int] = Deferred()
+    called: list[int] = []
+
+    async def source() -> AsyncIterator[int]:
+        yield await to_awaitable(given)
+        raise AssertionError("no other is taken")
+
+    iteration = Iteration(source(), 4, called.append)
+    running = to_deferred(iteration.run())
+    await some_turns()
+    iteration.stop()
+    given.callback(7)
+    await to_awaitable(running)
+    assert called == [7]
+
+
 async def test_no_more_workers_begin_than_may_be_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     begun = begun_workers(monkeypatch)
     await Iteration(range(200), 4, lambda _: turn()).run()
