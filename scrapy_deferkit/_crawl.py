@@ -44,7 +44,7 @@ class Crawl:
         """How many have ended, and are scraped, dropped or failed."""
 
         self.keep_request: Callable[[Any], object] | None = None
-        """Called with the request of an item that has no end that is safe, or ``None``."""
+        """Called with the request of an item that has no safe end; ``None`` without a job."""
 
         self.on_failed: Callable[[], object] | None = None
         """Called at each failure, before its dead letter is written."""

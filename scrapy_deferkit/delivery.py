@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scrapy.crawler import Crawler
+    from scrapy.http import Request
 
     from ._crawl import Crawl
     from ._letters import DeadLetter, Failed
@@ -47,7 +48,8 @@ current_visit: ContextVar[Visit | None] = ContextVar("deferkit_visit", default=N
 class Visit:
     """An item on its way through a stage: what is known of it as it enters, and its one end.
 
-    A fresh item has a copy of itself as it entered; one that is replayed has its dead letter.
+    A fresh item has a copy of itself as it entered; one that is replayed has its dead letter. The
+    *request* is that of the page whose output it is.
     """
 
     __slots__ = (
@@ -61,6 +63,7 @@ class Visit:
         "item",
         "letter",
         "page_url",
+        "request",
         "stage",
     )
 
@@ -71,11 +74,13 @@ class Visit:
         item: Any,
         page_url: str | None,
         letter: DeadLetter | None = None,
+        request: Request | None = None,
     ) -> None:
         self._crawl = crawl
         self.stage = stage if letter is None else letter.stage
         self.item = item
         self.page_url = page_url
+        self.request = request
         self.letter = letter
         is_kept = letter is None and crawl.delivery is not None
         self._as_entered = crawl.delivery.copy(item) if is_kept else None
@@ -102,6 +107,11 @@ class Visit:
     def holds(self, release: Callable[[Visit], object]) -> None:
         """Call *release* with this visit once, when the item leaves its stage."""
         self._release = release
+
+    def has_no_safe_end(self) -> None:
+        """Have the request that the item comes from crawled again in the next run of the job."""
+        if self.request is not None and self._crawl.keep_request is not None:
+            self._crawl.keep_request(self.request)
 
     def leave(self) -> None:
         """Leave the stage: whatever is done for the item from now on needs no slot."""
@@ -218,6 +228,7 @@ class Delivery:
         try:
             await resolve(self.letters.put(failed, is_replayed=visit.letter is not None))
         except Exception as trouble:
+            visit.has_no_safe_end()
             await self.letters.tell_of_lost(failed, trouble)
             return
         finally:

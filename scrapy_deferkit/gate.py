@@ -99,7 +99,7 @@ class ItemGate:
         wrap_errback_output(
             engine.scraper,
             lambda outputs, request, failure: self._requests(
-                outputs, failure, request.url, self._of_response
+                outputs, failure, request, request.url, self._of_response
             ),
         )
         wrap_closing(engine, self._close)
@@ -122,11 +122,12 @@ class ItemGate:
         Ends when the items have.
         """
         url = getattr(response, "url", None)
-        callback = getattr(getattr(response, "request", None), "callback", None)
+        page = getattr(response, "request", None)
+        callback = getattr(page, "callback", None)
         # An asynchronous one may have a time limit around what it yields, which is its task's.
         in_one_task = isasyncgenfunction(callback or getattr(self._crawler.spider, "parse", None))
         async for request in self._requests(
-            result, response, url, self._of_response, in_one_task=in_one_task
+            result, response, page, url, self._of_response, in_one_task=in_one_task
         ):
             yield request
 
@@ -140,7 +141,7 @@ class ItemGate:
         # A replay takes no letter that does not enter: it is under a lease.
         count = None if replay is None else self._of_crawl
         try:
-            async for request in self._requests(source, None, None, count, is_start=True):
+            async for request in self._requests(source, None, None, None, count, is_start=True):
                 yield request
         except CANCELLED:
             # Scrapy takes a cancellation by Twisted for an error of start().
@@ -163,6 +164,7 @@ class ItemGate:
         self,
         outputs: AsyncIterator[Any],
         response: Any,
+        page: Request | None,
         page_url: str | None,
         count: int | None,
         *,
@@ -181,7 +183,11 @@ class ItemGate:
             if isinstance(output, Request):
                 return PASSED if is_start else self._crawl_request(output)
             is_visit = isinstance(output, Visit)
-            visit = output if is_visit else Visit(self._crawl, PIPELINES, output, page_url)
+            visit = (
+                output
+                if is_visit
+                else Visit(self._crawl, PIPELINES, output, page_url, request=page)
+            )
             if is_start and is_closing(self._crawler):
                 iteration.stop()
                 self._refuse(visit, response, "the crawl was closed before the item could enter")
@@ -235,6 +241,7 @@ class ItemGate:
         await self._process(visit, response, is_start)
 
     def _refuse(self, visit: Visit, response: Any, reason: str) -> None:
+        visit.has_no_safe_end()
         if visit.letter is None:  # a letter stays as it is, for the next replay
             error = StepCancelled(reason)
             spawn_ending(self._crawler, end_as_failed(self._crawler, visit, response, error))

@@ -35,7 +35,7 @@ from ._runtime import CANCELLED, Repeated, Started, Timer, to_deferred
 from ._scrapy import look_whether_to_close
 from ._stack import contained
 from ._watchdog import FIRST_WARNING, GRACE, Watchdog
-from .delivery import PIPELINES, Delivery, Visit
+from .delivery import PIPELINES, Delivery, Visit, current_visit
 from .exceptions import ClosingError, StepTimeout, mark_step, step_of, text_of
 from .processor import is_stack
 from .stats import FOLD_AT, StepStats
@@ -178,7 +178,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
         """
         visit = Visit.taken(item)
         if is_unannounced := visit is None:
-            visit = Visit(self._crawl, PIPELINES, item, None)
+            parent = current_visit.get()
+            request = None if parent is None else parent.request
+            visit = Visit(self._crawl, PIPELINES, item, None, request=request)
             self._crawl.items.begin()
         wait: _Wait | None = None
         left: Iterator[Any]

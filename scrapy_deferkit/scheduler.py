@@ -435,11 +435,11 @@ class Scheduler(BaseScheduler):
         if isinstance(error, _IS_NO_END):
             self._kept.add(request)
 
-    def keep(self, request: Request | None) -> None:
-        """Let *request* stay in the file, since what it brought is not safe; ``None``: let all."""
-        if request is not None and request in self._in_work:
+    def keep(self, request: Request) -> None:
+        """Let *request* stay in the file, since what it brought is not safe."""
+        if request in self._in_work:
             self._kept.add(request)
-        else:
+        else:  # it is not known which one this is: all stay from now on
             self._is_frozen = True
 
     def _on_scraped(self, request: Request) -> None:

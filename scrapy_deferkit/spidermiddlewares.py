@@ -81,7 +81,7 @@ class StackSpiderMiddleware:
         def process(output: Any) -> Any:
             if output is None or isinstance(output, Request):
                 return None, output
-            visit = Visit(crawl, SPIDER_STACK, output, response.url)
+            visit = Visit(crawl, SPIDER_STACK, output, response.url, request=response.request)
             inside[visit] = None
             return to_deferred(self._process(visit, inside, response))
 
@@ -108,6 +108,7 @@ class StackSpiderMiddleware:
         response, inside = self._inside.pop(key, (None, {}))
         while inside:
             visit, _ = inside.popitem()
+            visit.has_no_safe_end()
             error = StepCancelled(f"the output of {response} was not taken to its end")
             spawn_ending(self._crawler, end_as_failed(self._crawler, visit, response, error))
 
