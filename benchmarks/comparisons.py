@@ -327,6 +327,16 @@ async def crawl_of_pages() -> tuple[Measurement, Measurement]:
     return crawls(Pages, **ADDON), crawls(Pages)
 
 
+@comparison("CPU of a page with a JOBDIR, with the add-on | without", target=1.7, loops=600)
+async def crawl_of_a_job() -> tuple[Measurement, Measurement]:
+    return crawls(Pages, has_job=True, **ADDON), crawls(Pages, has_job=True)
+
+
+@comparison("CPU of a page with a JOBDIR and the add-on | with neither", target=1.1, loops=600)
+async def crawl_of_a_job_and_none() -> tuple[Measurement, Measurement]:
+    return crawls(Pages, has_job=True, **ADDON), crawls(Pages)
+
+
 @comparison("an item of 1,000 of one page that each wait 50 ms, by the clock", 0.97, loops=1000)
 async def crawl_of_items_that_wait() -> tuple[Measurement, Measurement]:
     return (

@@ -8,6 +8,7 @@ import functools
 import gc
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -85,18 +86,25 @@ def crawls(
     spider: type[Pages],
     pipeline: type = PlainPipeline,
     clock: Callable[[], float] = time.process_time,
+    *,
+    has_job: bool = False,
     **settings: Any,
 ) -> Measurement:
-    """Measure crawls of *spider* with so many pages or items, in seconds of *clock*."""
+    """Measure crawls of *spider* with so many pages or items, in seconds of *clock*.
+
+    If it *has_job*, each has a ``JOBDIR`` of its own.
+    """
 
     async def measure(number: int) -> float:
         port()
-        runner = CrawlerRunner({**QUIET, "ITEM_PIPELINES": {pipeline: 1}, **settings})
-        crawler = runner.create_crawler(spider)
-        gc.collect()  # the garbage of earlier crawls is theirs
-        started = clock()
-        await maybe_deferred_to_future(runner.crawl(crawler, number=number))
-        took = clock() - started
+        with tempfile.TemporaryDirectory() as folder:
+            job = {"JOBDIR": folder} if has_job else {}
+            runner = CrawlerRunner({**QUIET, "ITEM_PIPELINES": {pipeline: 1}, **settings, **job})
+            crawler = runner.create_crawler(spider)
+            gc.collect()  # the garbage of earlier crawls is theirs
+            started = clock()
+            await maybe_deferred_to_future(runner.crawl(crawler, number=number))
+            took = clock() - started
         scraped = crawler.stats.get_value("item_scraped_count")
         if scraped != number:
             raise RuntimeError(f"{scraped} items were scraped instead of {number}")

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_ROOT = "deferkit"  # what the keys of the queues begin with
+_NO_FOLDER = ""  # else Scrapy's queues would look after a folder for each that is empty
 _WRITE_EVERY = 0.05  # seconds; what was done in them is done again after a death
 _MOST_RECENT = 1000  # requests that need not be read back
 _STATE_SHARE = 100  # spider.state takes at most one part in so many of the time
@@ -155,7 +155,7 @@ class Scheduler(BaseScheduler):
             classes = self._ids("SCHEDULER_DISK_QUEUE"), self._ids("SCHEDULER_START_DISK_QUEUE")
             found = self._file.open(self._config.max_deaths)
             priorities = self._restore(found)
-            self.dqs = self._make_queue(*classes, _ROOT, priorities)
+            self.dqs = self._make_queue(*classes, _NO_FOLDER, priorities)
             batch = Batch(feeds=self._feeds.resume(found, self._file.folder))
             self._file.write(batch, [])
             self._watch()
