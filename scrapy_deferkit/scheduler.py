@@ -156,8 +156,8 @@ class Scheduler(BaseScheduler):
             found = self._file.open(self._config.max_deaths)
             priorities = self._restore(found)
             self.dqs = self._make_queue(*classes, _NO_FOLDER, priorities)
-            batch = Batch(feeds=self._feeds.resume(found, self._file.folder))
-            self._file.write(batch, [])
+            if batch := Batch(feeds=self._feeds.resume(found, self._file.folder)):
+                self._file.write(batch, [])
             self._watch()
             self._tell(found)
         return self.df.open()  # type: ignore[no-any-return]
@@ -179,7 +179,17 @@ class Scheduler(BaseScheduler):
         try:
             return self._enqueue(request)
         except Exception as error:
-            self._fail(JobError(f"{request} could not be scheduled: {text_of(error)}"), error)
+            # Nobody can tell whose output it is.
+            self._kept.update(self._in_work)
+            count(self._crawler, "job/errors")
+            self._log(
+                logging.ERROR,
+                "%s cannot be scheduled, so what is in work now is crawled again in the next run "
+                "of the job: %s",
+                request,
+                text_of(error),
+                exc_info=error,
+            )
             return False
 
     def next_request(self) -> Request | None:
@@ -315,7 +325,7 @@ class Scheduler(BaseScheduler):
         """Return *request* as Scrapy's own queues on disk store it; ``None`` if it cannot be."""
         try:
             return pickle.dumps(request.to_dict(spider=self._crawler.spider), protocol=4)
-        except (ValueError, pickle.PicklingError, AttributeError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, pickle.PickleError) as error:
             self._stats.inc_value("scheduler/unserializable")
             if self._stats.get_value("scheduler/unserializable") == 1:
                 self._log(
