@@ -119,7 +119,8 @@ class JobFile:
             is_new = not self.path.exists()
             if is_new:
                 _refuse_scrapys(self.folder)
-            self._lock = _locked(self.folder / _LOCK)
+            self._lock = _locked(_made(self.folder / _LOCK))
+            _made(self.path)
             self._writer = connect(self.path, fsync=self._fsync)
             self._reader = connect(self.path)
             with trouble_of(self.path), _transaction(self._writer) as writer:
@@ -195,6 +196,12 @@ class JobFile:
             os.close(self._work)
         self._reader = self._writer = self._lock = None
         self._work = -1
+
+
+def _made(path: Path) -> Path:
+    """Make the file at *path* if it is not there, for its owner alone: cookies may be in it."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    return path
 
 
 def connect(path: Path, *, fsync: bool = False) -> sqlite3.Connection:
