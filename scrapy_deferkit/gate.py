@@ -283,9 +283,10 @@ class ItemGate:
         except GeneratorExit:
             raise
         except BaseException as error:  # of a log formatter, say: the other items go on
-            self._note_error(visit, error)
-            if visit.is_taken and not visit.has_ended:  # what runs the item was cancelled
+            if visit.is_taken and not visit.has_ended:  # it was cancelled, by Ctrl-C twice, say
                 self._refuse(visit, response, "what ran the item was cancelled")
+            else:
+                self._note_error(visit, error)
         finally:
             visit.leave()
             self._crawl.items.end()
