@@ -11,7 +11,7 @@ import os
 import sqlite3
 import struct
 from collections import deque
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +33,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
 CREATE TABLE queues (id INTEGER PRIMARY KEY, key TEXT NOT NULL, slot TEXT NOT NULL);
 CREATE TABLE requests (
     id INTEGER PRIMARY KEY, queue INTEGER NOT NULL, data BLOB NOT NULL,
-    deaths INTEGER NOT NULL DEFAULT 0, aside TEXT
+    deaths INTEGER NOT NULL DEFAULT 0, aside TEXT, lettered INTEGER NOT NULL DEFAULT 0
 );
 CREATE TABLE in_work (id INTEGER PRIMARY KEY);
 CREATE TABLE seen (fingerprint BLOB PRIMARY KEY) WITHOUT ROWID;
@@ -63,11 +63,21 @@ class Batch:
     seen: list[tuple[bytes]] = field(default_factory=list)
     gone: list[tuple[int]] = field(default_factory=list)
     aside: list[tuple[str, int]] = field(default_factory=list)
+    lettered: list[tuple[int]] = field(default_factory=list)
     feeds: list[tuple[str, int]] = field(default_factory=list)
     state: bytes | None = None
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
+
+
+class Aside(NamedTuple):
+    """A request that is set aside."""
+
+    id: int
+    data: bytes
+    deaths: int
+    reason: str
 
 
 @dataclass
@@ -87,9 +97,31 @@ class Found:
     """The ids of those that were in work when a run ended, and at how many deaths each was."""
 
     aside: int
+    killers: set[int]
+    """Those among them that were not, before this."""
+
     seen: set[bytes]
     feeds: dict[str, int]
     state: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a job file has, for those who look at it."""
+
+    runs: int
+    last_run: str
+    """``"running"``, ``"died"`` or ``"closed"``."""
+
+    waiting: int
+    in_work: int
+    """In work now; if no crawler has the job, when its last run ended."""
+
+    seen: int
+    waiting_by_domain: dict[str, int]
+    """By download slot, the fullest first."""
+
+    aside: list[Aside]
 
 
 class JobFile:
@@ -119,13 +151,13 @@ class JobFile:
             is_new = not self.path.exists()
             if is_new:
                 _refuse_scrapys(self.folder)
-            self._lock = _locked(_made(self.folder / _LOCK))
             _made(self.path)
+            self._lock = _locked(self.folder, "end it, or set JOBDIR to another folder")
             self._writer = connect(self.path, fsync=self._fsync)
             self._reader = connect(self.path)
             with trouble_of(self.path), _transaction(self._writer) as writer:
                 _prepare(writer)
-                run, noted = self._noted()
+                run, noted = _noted(self.folder)
                 found = _read(writer, is_new, run, noted, max_deaths)
                 self._run = _get(writer, "run")
             self._inode = self.path.stat().st_ino
@@ -138,16 +170,6 @@ class JobFile:
                 raise _unusable(self.path, error) from error
             raise
         return found
-
-    def _noted(self) -> tuple[int, list[int]]:
-        """Return the number of the run that left its notes of what it gave, and these."""
-        try:
-            noted = (self.folder / _WORK).read_bytes()
-        except FileNotFoundError:
-            return 0, []
-        whole = len(noted) // _ID.size * _ID.size  # the machine may have died in a write
-        run, *given = [number for (number,) in _ID.iter_unpack(noted[:whole])] or [0]
-        return run, given
 
     def note_given(self, number: int) -> None:
         """Note that the request *number* is in work from now on."""
@@ -163,6 +185,11 @@ class JobFile:
         assert self._reader is not None
         rows = self._reader.execute("SELECT data FROM requests WHERE id = ?", (number,))
         return rows.fetchone()[0]  # type: ignore[no-any-return]
+
+    def aside(self) -> list[Aside]:
+        """Return the requests set aside that have no dead letter."""
+        assert self._reader is not None
+        return _aside(self._reader, "NOT lettered")
 
     def write(self, batch: Batch, files: list[int]) -> None:
         """Write *batch* in one transaction, after the *files* of feeds are synced if they must be.
@@ -182,6 +209,7 @@ class JobFile:
                 many("INSERT INTO requests (id, queue, data) VALUES (?, ?, ?)", batch.requests)
                 many("INSERT OR IGNORE INTO seen VALUES (?)", batch.seen)
                 many("UPDATE requests SET aside = ? WHERE id = ?", batch.aside)
+                many("UPDATE requests SET lettered = 1 WHERE id = ?", batch.lettered)
                 many("INSERT OR REPLACE INTO feeds VALUES (?, ?)", batch.feeds)
                 if batch.state is not None:
                     _set(writer, "state", batch.state)
@@ -206,7 +234,7 @@ def _made(path: Path) -> Path:
 
 def connect(path: Path, *, fsync: bool = False) -> sqlite3.Connection:
     """Open the file at *path*."""
-    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    connection = _connected(path, timeout=30)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
@@ -216,19 +244,147 @@ def connect(path: Path, *, fsync: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def _locked(path: Path) -> sqlite3.Connection:
-    """Lock the file at *path* until the connection is closed, or the process dies."""
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+def look(folder: Path) -> Look:
+    """Return what the job in *folder* has; changes nothing, also while a crawler has it.
+
+    Raises :exc:`~scrapy_deferkit.exceptions.JobError` if there is no job, or it cannot be read.
+    """
+    path = _existing(folder)
+    # Without a log of writes, a connection that is not to write would leave an empty one behind.
+    how = "mode=ro" if path.with_name(f"{NAME}-wal").exists() else "immutable=1"
+    with trouble_of(path):
+        run, noted = _noted(folder)
+        with closing(_connected(f"{path.absolute().as_uri()}?{how}", 30)) as reader:
+            _refuse_strange(reader, path)
+            reader.execute("PRAGMA temp_store = MEMORY")
+            reader.execute("CREATE TEMP TABLE busy (id INTEGER PRIMARY KEY)")
+            reader.execute("BEGIN")
+            runs = _get(reader, "run") or 0
+            reader.executemany(
+                "INSERT OR IGNORE INTO busy VALUES (?)",
+                [(number,) for number in noted if run == runs],
+            )
+            reader.execute("INSERT OR IGNORE INTO busy SELECT id FROM in_work")
+            waiting = reader.execute(
+                "SELECT slot, count(*) FROM requests JOIN queues ON queues.id = queue WHERE aside "
+                "IS NULL AND requests.id NOT IN busy GROUP BY slot ORDER BY count(*) DESC, slot"
+            ).fetchall()
+            has_died = run == runs and noted and _CLOSING not in noted
+            return Look(
+                runs=runs,
+                last_run="running" if _is_held(folder) else "died" if has_died else "closed",
+                waiting=sum(number for _, number in waiting),
+                in_work=_one(
+                    reader, "SELECT count(*) FROM requests WHERE aside IS NULL AND id IN busy"
+                ),
+                seen=_one(reader, "SELECT count(*) FROM seen"),
+                waiting_by_domain=dict(waiting),
+                aside=_aside(reader),
+            )
+
+
+def retry(folder: Path) -> int:
+    """Let the requests set aside wait again; return how many they are.
+
+    Raises :exc:`~scrapy_deferkit.exceptions.JobError` if a crawler has the job, too.
+    """
+    path = _existing(folder)
+    with (
+        trouble_of(path),
+        closing(_locked(folder, "put back what is set aside when it has ended")),
+        closing(_connected(path, 30)) as writer,
+        _transaction(writer),
+    ):
+        _refuse_strange(writer, path)
+        writer.execute(
+            "DELETE FROM in_work WHERE id IN (SELECT id FROM requests WHERE aside IS NOT NULL)"
+        )
+        return writer.execute(
+            "UPDATE requests SET aside = NULL, deaths = 0, lettered = 0 WHERE aside IS NOT NULL"
+        ).rowcount
+
+
+def _existing(folder: Path) -> Path:
+    """Return the path of the job in *folder*, which is there."""
+    path = folder / NAME
+    if not folder.is_dir():
+        what = "it is a file" if folder.exists() else "there is no such folder"
+        raise JobError(f"{folder} is no job: {what}; expected what JOBDIR is set to")
+    if not path.exists():
+        _refuse_scrapys(folder)
+        raise JobError(
+            f"{folder} is no job: there is no {NAME} in it, which a crawl with the add-on begins "
+            "where JOBDIR is set to it"
+        )
+    return path
+
+
+def _refuse_strange(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise if the file at *path* has not the tables of a job."""
+    has_tables = "SELECT count(*) FROM sqlite_master WHERE name IN ('requests', 'in_work', 'seen')"
+    if not _version_of(connection) or _one(connection, has_tables) < 3:
+        raise JobError(f"{path} is no job: it is a SQLite file with other tables, or none")
+
+
+def _aside(reader: sqlite3.Connection, which: str = "1") -> list[Aside]:
+    rows = reader.execute(
+        f"SELECT id, data, deaths, aside FROM requests WHERE aside IS NOT NULL AND {which}"
+    )
+    return [Aside(*row) for row in rows]
+
+
+def _noted(folder: Path) -> tuple[int, list[int]]:
+    """Return the number of the run that left its notes of what it gave, and these."""
+    try:
+        noted = (folder / _WORK).read_bytes()
+    except FileNotFoundError:
+        return 0, []
+    whole = len(noted) // _ID.size * _ID.size  # the machine may have died in a write
+    run, *given = [number for (number,) in _ID.iter_unpack(noted[:whole])] or [0]
+    return run, given
+
+
+def _connected(path: str | Path, timeout: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path,
+        timeout=timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=isinstance(path, str),
+    )
+
+
+def _locked(folder: Path, advice: str) -> sqlite3.Connection:
+    """Lock the job in *folder* until the connection is closed, or the process dies."""
+    # Who looks whether it is locked has it for a moment.
+    connection = _connected(_made(folder / _LOCK), timeout=0.2)
     try:
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:
         connection.close()
-        if "is locked" not in str(error):
+        if not _says_locked(error):
             raise
-        raise JobError(
-            f"another crawler has the job in {path.parent}: end it, or set JOBDIR to another folder"
-        ) from None
+        raise JobError(f"another crawler has the job in {folder}: {advice}") from None
     return connection
+
+
+def _is_held(folder: Path) -> bool:
+    """Check whether a crawler has the job in *folder*."""
+    lock = folder / _LOCK
+    if not lock.exists():
+        return False
+    with closing(_connected(f"{lock.absolute().as_uri()}?mode=ro", 0)) as connection:
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            if not _says_locked(error):
+                raise
+            return True
+    return False
+
+
+def _says_locked(error: sqlite3.Error) -> bool:
+    return "is locked" in str(error)
 
 
 @contextmanager
@@ -269,15 +425,20 @@ def _unusable(path: Path, error: BaseException) -> JobError:
 
 def _prepare(writer: sqlite3.Connection) -> None:
     """Make the tables, or refuse those of a newer version."""
-    (version,) = writer.execute("PRAGMA user_version").fetchone()
+    if not _version_of(writer):
+        for statement in _SCHEMA.split(";"):
+            writer.execute(statement)
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    """Return the version of the tables, 0 if there are none; refuse a newer one."""
+    version: int = _one(connection, "PRAGMA user_version")
     if version > VERSION:
         raise JobError(
             f"the job was written by a newer scrapy-deferkit (version {version} of its tables; "
             f"this one knows {VERSION}): go on with that one"
         )
-    if not version:
-        for statement in _SCHEMA.split(";"):
-            writer.execute(statement)
+    return version
 
 
 def _read(
@@ -289,13 +450,17 @@ def _read(
     # A run that dies before it gives anything leaves those of the run before as they were.
     writer.executemany("INSERT OR IGNORE INTO in_work VALUES (?)", [(number,) for number in given])
     writer.execute("DELETE FROM in_work WHERE id NOT IN (SELECT id FROM requests)")
+    killers: set[int] = set()
     if has_died:
         writer.executemany(
             "UPDATE requests SET deaths = deaths + 1 WHERE id = ?", [(number,) for number in given]
         )
+        too_often = "WHERE deaths >= ? AND aside IS NULL"
+        found = writer.execute(f"SELECT id FROM requests {too_often}", (max_deaths,))
+        killers = {number for (number,) in found}
         writer.execute(
             "UPDATE requests SET aside = 'the process has died ' || deaths || ' times while it was "
-            "in work' WHERE deaths >= ? AND aside IS NULL",
+            f"in work' {too_often}",
             (max_deaths,),
         )
     _set(writer, "run", (_get(writer, "run") or 0) + 1)
@@ -305,22 +470,26 @@ def _read(
         "ORDER BY id"
     ):
         waiting.setdefault(queue, deque()).append(number)
-    (last,) = writer.execute("SELECT max(id) FROM requests").fetchone()
     return Found(
         is_new=is_new,
         has_died=has_died,
-        last=last or 0,
+        last=_one(writer, "SELECT max(id) FROM requests") or 0,
         queues=[Queue(*row) for row in writer.execute("SELECT id, key, slot FROM queues")],
         waiting=waiting,
         in_work=writer.execute(
             "SELECT id, deaths FROM requests WHERE aside IS NULL AND id IN (SELECT id FROM in_work)"
             " ORDER BY id"
         ).fetchall(),
-        aside=writer.execute("SELECT count(*) FROM requests WHERE aside IS NOT NULL").fetchone()[0],
+        aside=_one(writer, "SELECT count(*) FROM requests WHERE aside IS NOT NULL"),
+        killers=killers,
         seen={fingerprint for (fingerprint,) in writer.execute("SELECT fingerprint FROM seen")},
         feeds=dict(writer.execute("SELECT path, length FROM feeds").fetchall()),
         state=_get(writer, "state"),
     )
+
+
+def _one(connection: sqlite3.Connection, query: str) -> Any:
+    return connection.execute(query).fetchone()[0]
 
 
 def _get(connection: sqlite3.Connection, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""``scrapy deferkit``: look at the dead letters, correct them, and replay them.
+"""``scrapy deferkit``: look at dead letters, correct and replay them; look at jobs.
 
 Scrapy imports this for each of its commands, so what is slow to import is imported where it is
 used.
@@ -36,6 +36,7 @@ from scrapy.utils.conf import build_component_list
 from scrapy.utils.misc import load_object
 from scrapy.utils.project import inside_project
 
+from ._job_command import add_job_options, run_job_command
 from ._letterbox import default_folder, default_url
 from .codec import Codec, CodecError, UnstorableValue
 from .exceptions import DeadLettersError, DeferKitError, StackConfigError
@@ -67,7 +68,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
 
 
 class Command(BaseRunSpiderCommand):
-    """``scrapy deferkit dead-letters`` and ``scrapy deferkit replay``."""
+    """``scrapy deferkit dead-letters``, ``scrapy deferkit replay`` and ``scrapy deferkit job``."""
 
     # Only a replay needs a crawler process; process_options() says so.
     requires_crawler_process = False
@@ -78,16 +79,16 @@ class Command(BaseRunSpiderCommand):
 
     def syntax(self) -> str:
         """Give the syntax, without the name of the command."""
-        return "<dead-letters|replay> [options]"
+        return "<dead-letters|replay|job> [options]"
 
     def short_desc(self) -> str:
         """Say in a line what the command is for."""
-        return "List, correct and replay items that failed"
+        return "List, correct and replay items that failed; look at a job"
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the two subcommands, and to each its options and Scrapy's."""
+        """Add the subcommands, and to each its options and Scrapy's."""
         kinds = parser.add_subparsers(
-            dest="what", prog="scrapy deferkit", metavar="dead-letters|replay"
+            dest="what", prog="scrapy deferkit", metavar="dead-letters|replay|job"
         )
         add = partial(
             kinds.add_parser, formatter_class=ScrapyHelpFormatter, conflict_handler="resolve"
@@ -119,6 +120,14 @@ class Command(BaseRunSpiderCommand):
             help="how long no other replay gets an item of this one, if this one dies (300)",
         )
         replay.add_argument("--feeds", action="store_true", help="write the FEEDS of the project")
+        job = add(
+            "job",
+            usage="scrapy deferkit job JOBDIR [options]",
+            help="show what a job holds, and put back requests that it has set aside",
+            description="Show what the job in JOBDIR holds, or put back what it has set aside.",
+        )
+        ScrapyCommand.add_options(self, job)
+        add_job_options(job)
 
     def process_options(self, args: list[str], opts: argparse.Namespace) -> None:
         """Set settings, and refuse what makes no sense.
@@ -134,7 +143,7 @@ class Command(BaseRunSpiderCommand):
                     "scrapy deferkit replay SPIDER --limit 10"
                 )
         assert self.settings is not None
-        if opts.what == "dead-letters":
+        if opts.what != "replay":
             ScrapyCommand.process_options(self, args, opts)
         else:
             if not opts.feeds:
@@ -142,6 +151,8 @@ class Command(BaseRunSpiderCommand):
                 self.settings.setdict({"FEEDS": {}, "FEED_URI": None}, "cmdline")
             super().process_options(args, opts)
             self.requires_crawler_process = True
+        if opts.what == "job":
+            return
         if opts.url:
             self.settings.set("DEFERKIT_DEAD_LETTERS_URL", opts.url, "cmdline")
         elif not inside_project():
@@ -152,6 +163,10 @@ class Command(BaseRunSpiderCommand):
         try:
             if opts.what == "replay":
                 self._replay(args, opts)
+            elif opts.what == "job":
+                if len(args) != 1:
+                    raise UsageError("job needs one JOBDIR, as in scrapy deferkit job crawls/books")
+                run_job_command(Path(args[0]), as_json=opts.json, retries=opts.retry)
             else:
                 action, *words = args or ["list"]
                 actions = {
