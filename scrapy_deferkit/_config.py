@@ -101,7 +101,7 @@ class Config:
             dead_letters_url=_text(settings, "DEFERKIT_DEAD_LETTERS_URL"),
             dead_letters_max=_whole_number(settings, "DEFERKIT_DEAD_LETTERS_MAX", 0, least=0),
             job_fsync=_flag(settings, "DEFERKIT_JOB_FSYNC", default=False),
-            max_deaths=_whole_number(settings, "DEFERKIT_MAX_DEATHS", 3, least=2),
+            max_deaths=_whole_number(settings, "DEFERKIT_MAX_DEATHS", 4, least=2),
         )
 
 

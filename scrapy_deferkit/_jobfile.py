@@ -138,6 +138,7 @@ class JobFile:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._work = -1
+        self._left = b""
         self._inode = self._run = 0
 
     def open(self, max_deaths: int) -> Found:
@@ -173,7 +174,12 @@ class JobFile:
 
     def note_given(self, number: int) -> None:
         """Note that the request *number* is in work from now on."""
-        os.write(self._work, _ID.pack(number))
+        os.write(self._work, self._left + _ID.pack(number))
+        self._left = b""
+
+    def note_left(self, number: int) -> None:
+        """Note with what is given next that the request *number* is no longer in work."""
+        self._left += _ID.pack(-number)
 
     def note_closing(self) -> None:
         """Note that a request in work from now on is not what a death comes from."""
@@ -334,14 +340,20 @@ def _aside(reader: sqlite3.Connection, which: str = "1") -> list[Aside]:
 
 
 def _noted(folder: Path) -> tuple[int, list[int]]:
-    """Return the number of the run that left its notes of what it gave, and these."""
+    """Return the number of the run that left its notes, and what was in work as it ended."""
     try:
         noted = (folder / _WORK).read_bytes()
     except FileNotFoundError:
         return 0, []
     whole = len(noted) // _ID.size * _ID.size  # the machine may have died in a write
-    run, *given = [number for (number,) in _ID.iter_unpack(noted[:whole])] or [0]
-    return run, given
+    run, *notes = [number for (number,) in _ID.iter_unpack(noted[:whole])] or [0]
+    in_work: dict[int, None] = {}
+    for number in notes:
+        if number < 0:  # it has left
+            in_work.pop(-number, None)
+        else:
+            in_work[number] = None
+    return run, list(in_work)
 
 
 def _connected(path: str | Path, timeout: float) -> sqlite3.Connection:

@@ -77,8 +77,8 @@ class Scheduler(BaseScheduler):
     After the process has died for any reason, the same job run again loses no page and no item.
     A request stays in the file until all that it brought is safe: its requests are in the file, its
     items have ended. What was in work at a death goes first in the next run. A request that was in
-    work at ``DEFERKIT_MAX_DEATHS - 1`` deaths is given alone; if the process dies then, it is set
-    aside: ``scrapy deferkit job JOBDIR`` shows it and puts it back.
+    work at two deaths is given alone, and is set aside at the fourth (``DEFERKIT_MAX_DEATHS``):
+    ``scrapy deferkit job JOBDIR`` shows it and puts it back.
 
     Requests come in the order of Scrapy's own scheduler, whose priority queues and settings it
     uses. What happens within 50 ms is written in one transaction by a thread; nothing waits for it.
@@ -234,7 +234,7 @@ class Scheduler(BaseScheduler):
         self._last = found.last
         if self._seen is not None:
             self._seen.digests = found.seen
-        may_kill = self._config.max_deaths - 1
+        may_kill = min(2, self._config.max_deaths - 1)
         self._suspects.extend(number for number, deaths in found.in_work if deaths >= may_kill)
         self._first.extend(number for number, deaths in found.in_work if deaths < may_kill)
         self._is_careful = any(deaths for _, deaths in found.in_work)
@@ -362,6 +362,7 @@ class Scheduler(BaseScheduler):
                 return None
             self._alone = None
         if self._suspects:
+            self._look()
             if has_requests(self._engine):
                 return None
             self._alone = request = self._take_first(self._suspects)
@@ -471,6 +472,8 @@ class Scheduler(BaseScheduler):
         if number is None or is_kept or self._is_frozen:
             return
         if number:
+            assert self._file is not None
+            self._file.note_left(number)
             self._left.append(number)
         else:
             self._batch.seen.append((self._fingerprint_later.pop(request),))

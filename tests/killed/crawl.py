@@ -229,15 +229,18 @@ def settings_of(plan: dict[str, Any]) -> dict[str, Any]:
     return settings | plan["settings"]
 
 
-def main(plan_path: Path) -> int:
+def main(plan_path: Path, **own: Any) -> int:
+    """Run the crawl of the plan; *own* has a spider, its settings and its faults by name."""
     ExecutionEngine._SLOT_HEARTBEAT_INTERVAL = 0.05  # in the place of 5 s: it notices the end
     PLAN.update(json.loads(plan_path.read_text("utf-8")))
     folder.path = plan_path.parent
+    names = {**globals(), **own}
     for fault, argument in PLAN["faults"].items():
-        globals()[fault](argument)
+        names[fault](argument)
     kind = CrawlerProcess if PLAN["runtime"] == "twisted" else AsyncCrawlerProcess
-    process = kind(settings_of(PLAN))
-    process.crawl(globals()[PLAN["spider"]])
+    settings = own["settings"]() if "settings" in own else {}
+    process = kind(settings_of(PLAN) | settings)
+    process.crawl(names[PLAN["spider"]])
     process.start()
     return int(process.bootstrap_failed)
 

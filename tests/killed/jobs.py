@@ -26,6 +26,8 @@ ENDS_WITHIN = 120
 class Job:
     """A JOBDIR with its crawls, one after the other."""
 
+    program = crawl.__file__
+
     def __init__(self, path: Path, runtime: str, items: int = 200, **plan: Any) -> None:
         path.mkdir(exist_ok=True)
         self.folder = crawl.Folder(path)
@@ -60,28 +62,15 @@ class Job:
         a crawl does not end by itself, however fast or slow the machine is.
         """
         self._go.unlink(missing_ok=True)
-        self._mend_queue()
         self._opened_before = len(self.folder.lines("opened"))
         output = self.folder.path / "output"
         self.process = warm.start(
-            crawl.__file__,
+            self.program,
             str(self.write_plan(**plan)),
             stdout=output,
             stderr=output,
             measured=False,
         )
-
-    def _mend_queue(self) -> None:
-        """Take away a list of Scrapy's queues that was cut in two: no crawl begins with it.
-
-        Scrapy writes it in the loop as it closes, and a process may die just then.
-        """
-        queues = self.folder.path / "job" / "requests.queue" / "active.json"
-        if queues.exists():
-            try:
-                json.loads(queues.read_text())
-            except ValueError:
-                queues.unlink()
 
     @property
     def _go(self) -> Path:
@@ -120,15 +109,9 @@ class Job:
         return self.wait()
 
     def finish(self) -> None:
-        """Run crawls until one has nothing to do any more.
-
-        More than one may be due: Scrapy's own queue loses requests of a process that was killed.
-        """
-        for _ in range(10):
-            assert self.run(hold_after=None) == 0, self.log
-            assert self.reason == "finished", self.log
-            if len(self.entered) == self.items:
-                return
+        """Run the crawl until it has nothing to do any more."""
+        assert self.run(hold_after=None) == 0, self.log
+        assert self.reason == "finished", self.log
 
     def stop(self) -> None:
         """Leave no process behind."""
