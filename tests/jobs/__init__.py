@@ -1,0 +1,1 @@
+"""The scheduler and the file of a job."""
