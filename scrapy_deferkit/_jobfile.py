@@ -97,8 +97,11 @@ class Found:
     """The ids of those that were in work when a run ended, and at how many deaths each was."""
 
     aside: int
+    unlettered: list[Aside]
+    """Those of them that have no dead letter."""
+
     killers: set[int]
-    """Those among them that were not, before this."""
+    """The ids of those of them that were not set aside before."""
 
     seen: set[bytes]
     feeds: dict[str, int]
@@ -191,11 +194,6 @@ class JobFile:
         assert self._reader is not None
         rows = self._reader.execute("SELECT data FROM requests WHERE id = ?", (number,))
         return rows.fetchone()[0]  # type: ignore[no-any-return]
-
-    def aside(self) -> list[Aside]:
-        """Return the requests set aside that have no dead letter."""
-        assert self._reader is not None
-        return _aside(self._reader, "NOT lettered")
 
     def write(self, batch: Batch, files: list[int]) -> None:
         """Write *batch* in one transaction, after the *files* of feeds are synced if they must be.
@@ -493,6 +491,7 @@ def _read(
             " ORDER BY id"
         ).fetchall(),
         aside=_one(writer, "SELECT count(*) FROM requests WHERE aside IS NOT NULL"),
+        unlettered=_aside(writer, "NOT lettered"),
         killers=killers,
         seen={fingerprint for (fingerprint,) in writer.execute("SELECT fingerprint FROM seen")},
         feeds=dict(writer.execute("SELECT path, length FROM feeds").fetchall()),

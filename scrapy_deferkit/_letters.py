@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+REQUEST = "request"
+"""The stage of what is no item: a request that its job has set aside, and puts back."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Letter:
@@ -32,7 +35,7 @@ class Failed(Letter):
 
     ``item`` is the item as it entered, as tagged JSON, and ``missing`` says what that form could
     not hold; ``spider_args`` is JSON too. ``stage`` is where the item was: ``"pipelines"`` or
-    ``"spider stack"``.
+    ``"spider stack"``; :data:`REQUEST` if it is no item.
     """
 
     at: datetime
@@ -60,7 +63,8 @@ class Selection:
     """Which letters are meant; one that says nothing means all of them.
 
     ``step`` means the steps within it too. ``error`` is any part of the error's type or message,
-    in whatever case; ``older_than`` and ``newer_than`` go by the last failure.
+    in whatever case; ``older_than`` and ``newer_than`` go by the last failure. With ``items_only``,
+    requests are not meant.
     """
 
     spider: str | None = None
@@ -69,6 +73,7 @@ class Selection:
     older_than: datetime | None = None
     newer_than: datetime | None = None
     ids: Sequence[str] | None = None
+    items_only: bool = False
 
 
 ALL = Selection()

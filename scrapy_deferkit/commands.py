@@ -350,13 +350,20 @@ class Command(BaseRunSpiderCommand):
         settings.setdict(always, "cmdline")
         url = _checked(spidercls, settings)["DEFERKIT_DEAD_LETTERS_URL"] or default_url(name)
         places = _places(opts, name, [url])
-        total = sum(store.count(selection) for store, selection in places)
+        meant = [(store, replace(selection, items_only=True)) for store, selection in places]
+        total = sum(store.count(selection) for store, selection in meant)
+        requests = sum(store.count(selection) for store, selection in places) - total
+        if requests:
+            _say(
+                f"{requests} dead letters of {name} are of requests and stay as they are: "
+                "scrapy deferkit job JOBDIR --retry puts these back; each names its JOBDIR"
+            )
         if opts.limit is not None:
             total = min(total, opts.limit)
         if not total:
             _say(f"There are no dead letters of {name} to replay.")
             return
-        ((store, selection),) = places
+        ((store, selection),) = meant
         settings.set("DEFERKIT_REPLAY", ReplayOrder(selection, opts.limit, opts.lease), "cmdline")
         crawler = process.create_crawler(_without_start(spidercls))
         tally = _Tally(crawler)

@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
-from ._letters import ALL, DeadLetter, Failed, Selection
+from ._letters import ALL, REQUEST, DeadLetter, Failed, Selection
 from ._sqlite_check import (
     MAKE_ROOM,
     META_TABLE,
@@ -494,6 +494,7 @@ _CONDITIONS: dict[str, Callable[[Any], sa.ColumnElement[bool]]] = {
     "older_than": lambda time: _columns.failed_at < time,
     "newer_than": lambda time: _columns.failed_at > time,
     "ids": _columns.id.in_,
+    "items_only": lambda is_on: _columns.stage != REQUEST if is_on else sa.true(),
 }
 
 

@@ -19,6 +19,7 @@ from ._config import Config
 from ._crawl import count, crawl_of, is_crawl
 from ._engine import resolve, shield
 from ._letterbox import LetterBox
+from ._letters import REQUEST
 from .codec import Codec, Encoded
 from .exceptions import DeadLettersError, StackConfigError, step_of, text_of
 from .merge import ATOMS, copy_item, is_simple
@@ -224,7 +225,12 @@ class Delivery:
 
     async def keep(self, visit: Visit, error: Exception) -> None:
         """Keep the item of *visit*, which failed with *error*, as a dead letter, and signal it."""
-        failed = self._failed(visit, error)
+        letter = visit.letter
+        letter_id = f"{self.run}-{next(self._numbers)}" if letter is None else letter.id
+        encoded = visit.encoded(self._encode)
+        failed = self._failed(
+            letter_id, visit.stage, encoded, visit.page_url, step_of(error), error
+        )
         try:
             await resolve(self.letters.put(failed, is_replayed=visit.letter is not None))
         except Exception as trouble:
@@ -242,22 +248,38 @@ class Delivery:
             spider=self.crawler.spider,
         )
 
-    def _failed(self, visit: Visit, error: Exception) -> Failed:
+    async def keep_request(self, letter_id: str, request: dict[str, Any], error: Exception) -> None:
+        """Keep the outline of a *request* that its job has set aside; raises if it cannot.
+
+        Put in again, it is the same letter, with one attempt more.
+        """
+        encoded = self._encode(request)
+        failed = self._failed(letter_id, REQUEST, encoded, request["url"], "job", error)
+        await resolve(self.letters.put(failed, is_replayed=False))
+
+    def _failed(
+        self,
+        letter_id: str,
+        stage: str,
+        encoded: Encoded,
+        page_url: str | None,
+        step: str | None,
+        error: Exception,
+    ) -> Failed:
         from ._letters import Failed
 
-        encoded = visit.encoded(self._encode)
         spider = self.crawler.spider
         assert spider is not None
         return Failed(
-            id=f"{self.run}-{next(self._numbers)}" if visit.letter is None else visit.letter.id,
+            id=letter_id,
             spider=spider.name,
             spider_args=json.dumps(_arguments_of(spider)),
-            stage=visit.stage,
+            stage=stage,
             item=encoded.text,
             item_type=encoded.item_type,
             missing="; ".join(encoded.missing) or None,
-            page_url=visit.page_url,
-            step=step_of(error),
+            page_url=page_url,
+            step=step,
             error_type=global_object_name(type(error)),
             error=text_of(error)[:_LONGEST_TEXT],
             traceback=_traceback_of(error),

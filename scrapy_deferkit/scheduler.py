@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from collections import deque
+from hashlib import blake2b
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +21,12 @@ from scrapy.utils.request import request_from_dict
 
 from ._config import Config
 from ._crawl import count, crawl_of, is_crawl
-from ._engine import resolve, shield
+from ._engine import Outstanding, resolve, shield
 from ._feeds import Feeds
-from ._jobfile import Batch, JobFile, Queue
+from ._jobfile import Aside, Batch, JobFile, Queue
 from ._lifecycle import close_spider
-from ._runtime import CANCELLED, Timer, WorkerThread, to_deferred
+from ._outline import Outline
+from ._runtime import CANCELLED, Timer, WorkerThread, spawn, to_deferred
 from ._scrapy import (
     engine_of,
     has_requests,
@@ -131,6 +134,8 @@ class Scheduler(BaseScheduler):
         self._writing: Deferred[Any] | None = None
         self._timer: Timer | None = None
         self._unwritten: dict[int, bytes] = {}
+        self._unlettered: list[Aside] = []
+        self._lettering = Outstanding()
         self._state_due = 0.0
         self._state = b""
 
@@ -276,6 +281,11 @@ class Scheduler(BaseScheduler):
                 "that were in work at a death that they were crawled",
                 self._crawler.settings["DUPEFILTER_CLASS"],
             )
+        self._unlettered = found.unlettered
+        self._crawler.signals.connect(self._put_letters, signals.spider_opened)
+        for aside in found.unlettered:
+            if aside.id in found.killers:
+                self._log_aside(aside)
         if found.is_new:
             return
         self._stats.set_value("deferkit/job/resumed", len(found.in_work))
@@ -405,13 +415,9 @@ class Scheduler(BaseScheduler):
             reason = f"it cannot be read: {text_of(error)}"
             self._batch.aside.append((reason, number))
             self._write_soon()
-            count(self._crawler, "job/set_aside")
-            self._log(
-                logging.ERROR,
-                "A stored request is set aside, since %s. See `scrapy deferkit job %s`",
-                reason,
-                self._file.folder,
-            )
+            aside = Aside(number, data, 0, reason)
+            self._log_aside(aside)
+            self._put_letter(aside)
             return None
 
     def _give(self, request: Request, where: str) -> Request:
@@ -421,6 +427,54 @@ class Scheduler(BaseScheduler):
         self._stats.inc_value(f"scheduler/dequeued/{where}")
         self._stats.inc_value("scheduler/dequeued")
         return request
+
+    # ------------------------------------------------------------------------- what is set aside
+
+    def _log_aside(self, aside: Aside) -> None:
+        assert self._file is not None
+        count(self._crawler, "job/set_aside")
+        self._log(
+            logging.ERROR,
+            "%s is set aside, since %s. See `scrapy deferkit job %s`",
+            Outline.of(aside.data),
+            aside.reason,
+            self._file.folder,
+        )
+
+    def _put_letters(self) -> None:
+        unlettered, self._unlettered = self._unlettered, []
+        for aside in unlettered:
+            self._put_letter(aside)
+
+    def _put_letter(self, aside: Aside) -> None:
+        """Let *aside* have its dead letter, if these are kept; repeated, it is the same one."""
+        delivery = crawl_of(self._crawler).delivery
+        if delivery is None:
+            return
+        assert self._file is not None
+        folder = self._file.folder.absolute()
+        digest = blake2b(os.fsencode(folder) + aside.data, digest_size=16).hexdigest()
+        error = JobError(f"{aside.reason}; to crawl it, scrapy deferkit job {folder} --retry")
+        outline = Outline.of(aside.data)._asdict()
+        kept = delivery.keep_request(f"{digest}-{aside.id}", outline, error)
+        self._lettering.begin()
+        spawn(self._note_lettered(aside, kept), lambda _: None)
+
+    async def _note_lettered(self, aside: Aside, kept: Awaitable[None]) -> None:
+        try:
+            await kept
+        except Exception as error:
+            self._log(
+                logging.WARNING,
+                "%s is set aside and has no dead letter yet, which the next run tries again: %s",
+                Outline.of(aside.data),
+                text_of(error),
+            )
+        else:
+            self._batch.lettered.append((aside.id,))
+            self._write_soon()
+        finally:
+            self._lettering.end()
 
     # ------------------------------------------------------------------------------ what is done
 
@@ -558,6 +612,7 @@ class Scheduler(BaseScheduler):
     async def _close(self, reason: str) -> None:
         self._is_closing = True
         if self._file is not None and self.dqs is not None:
+            await self._lettering.until_none()
             while self._writing is not None or self._batch or self._left:
                 if self._writing is None:
                     self._write()

@@ -216,6 +216,16 @@ def test_a_row_of_an_unknown_stage_fails_again_and_is_not_delivered(project: Pro
     assert "its stage is 'pipeline'" in left.error
 
 
+def test_letters_of_requests_stay_for_their_job(project: Project) -> None:
+    project.write("repaired", "")
+    outline = {"method": "GET", "url": "https://example.com/1"}
+    project.put(failed("r", outline, stage="request"), failed("b", {"title": "B", "price": "2"}))
+    ended = project.replay("books")
+    assert "scrapy deferkit job JOBDIR --retry" in ended.stderr
+    assert "1 delivered, 0 dropped, 0 failed again" in ended.stderr
+    assert [(letter.id, letter.attempts) for letter in project.kept()] == [("r", 1)]
+
+
 def test_a_scheduler_with_a_queue_of_its_own_is_left_alone(project: Project) -> None:
     project.write("repaired", "")
     project.write(

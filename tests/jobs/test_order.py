@@ -73,3 +73,32 @@ async def test_the_order_and_the_stats_are_scrapys(kind: str, steps: list[Any]) 
         answers = await told_by(ours(Path(folder, "ours"), **KINDS[kind]), steps)
         expected = await told_by(made(ScrapysScheduler, Path(folder, "its"), **KINDS[kind]), steps)
         assert answers == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@hypothesis_settings(max_examples=third_of(45), deadline=None)
+@given(steps=STEPS, given_before=st.integers(0, 5))
+async def test_what_waits_comes_in_the_same_order_in_the_next_run(
+    kind: str, steps: list[Any], given_before: int
+) -> None:
+    # Scrapy's queues take turns between domains, and begin anew with each run.
+    steps = [{**step, "domain": "a.example"} for step in steps if step]
+    with TemporaryDirectory() as folder:
+        asked: list[list[str]] = []
+        for make in (lambda path: ours(path, **KINDS[kind]),) * 2:
+            scheduler = make(Path(folder, str(len(asked))))
+            for step in steps:
+                scheduler.enqueue_request(request_of(step))
+            given = list(filter(None, (scheduler.next_request() for _ in range(given_before))))
+            scheduler.crawler.engine._slot.inprogress.update(given)
+            if asked:  # in work as it is closed, so it comes first in the next run
+                await resolve(scheduler.close("shutdown"))
+                scheduler = make(Path(folder, "1"))
+            later = []
+            while (request := scheduler.next_request()) is not None:
+                later.append(request.url)
+            asked.append([it.url for it in given] * (not asked) + later)
+            await resolve(scheduler.close("finished"))
+        assert sorted(asked[0][:given_before]) + asked[0][given_before:] == (
+            sorted(asked[1][:given_before]) + asked[1][given_before:]
+        )

@@ -181,7 +181,7 @@ def test_killed_with_its_dead_letters_in_postgresql_it_loses_nothing(
 
 @pytest.mark.parametrize("how", ["killer", "killer_when_given"])
 def test_a_request_that_kills_its_process_is_set_aside_and_no_other(
-    make: Callable[..., TreeJob], how: str, tell: Callable[[str], None]
+    make: Callable[..., TreeJob], how: str, site: str, tell: Callable[[str], None]
 ) -> None:
     killer = 60  # a page without links, that neither moves nor fails by itself
     job = make(80, **{how: killer})
@@ -193,6 +193,13 @@ def test_a_request_that_kills_its_process_is_set_aside_and_no_other(
     assert {int(url.rpartition("/")[2]): deaths for url, deaths in job.set_aside().items()} == {
         killer: 4
     }
+    assert job.run() == 0  # and no second letter
+    store = DeadLetters(job.letters_url)
+    (letter,) = (it for it in store.select() if it.stage == "request")
+    store.close()
+    assert letter.page_url == f"{site}/{killer}"
+    assert f"scrapy deferkit job {job.path / 'job'} --retry" in letter.error
+    assert letter.attempts == 1
     assert retry(job.path / "job") == 1
     job.plan[how] = None
     job.finish()
