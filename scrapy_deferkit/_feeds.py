@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from scrapy.exporters import CsvItemExporter, JsonLinesItemExporter
-from scrapy.extensions.feedexport import FeedExporter, FileFeedStorage
 from w3lib.url import file_uri_to_path
 
 from .exceptions import JobError
@@ -40,6 +38,9 @@ class Feeds:
         Raises :exc:`~scrapy_deferkit.exceptions.JobError` if a feed of a job that goes on is to be
         overwritten.
         """
+        # Scrapy's exporters import itemadapter, and that what it adapts: not in `scrapy list`.
+        from scrapy.extensions.feedexport import FeedExporter
+
         self._exporter = self._crawler.get_extension(FeedExporter)
         feeds = {} if self._exporter is None else self._exporter.feeds
         for uri, options in feeds.items():
@@ -60,6 +61,9 @@ class Feeds:
         ]
 
     def _why_not(self, uri: str, options: dict[str, Any]) -> str | None:
+        from scrapy.exporters import CsvItemExporter, JsonLinesItemExporter
+        from scrapy.extensions.feedexport import FileFeedStorage
+
         storage = self._exporter.storages.get(urlparse(uri).scheme)
         exporter = self._exporter.exporters[options["format"]]
         if not (isinstance(storage, type) and issubclass(storage, FileFeedStorage)):
@@ -88,6 +92,8 @@ class Feeds:
         elif size > length:
             size = length
             os.truncate(path, length)
+        from scrapy.exporters import CsvItemExporter
+
         if size and issubclass(self._exporter.exporters[options["format"]], CsvItemExporter):
             self._take_header(path, options)
         return size

@@ -83,7 +83,7 @@ def test_what_is_no_crawl_with_the_add_on_writes_nothing(
 def test_a_crawl_with_the_add_on_writes_its_file(project: Project) -> None:
     """Show that the commands above would have had something to write."""
     project.scrapy("crawl", "books", "-s", "JOBDIR=job")
-    assert project.databases == [".scrapy/deferkit/books.sqlite"]
+    assert project.databases == [".scrapy/deferkit/books.sqlite", "job/deferkit.sqlite"]
 
 
 @pytest.mark.parametrize("url", ["letters.sqlite", "mysql://user:secret@host/name"])

@@ -7,7 +7,6 @@ import json
 import random
 import shutil
 import signal
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -242,11 +241,11 @@ def test_stopped_by_force_it_goes_on_and_blames_nobody(make: Callable[..., TreeJ
     job.process.send_signal(signal.SIGINT)
     job.wait_until(lambda: "shutting down gracefully" in job.whole_log)
     job.kill(signal.SIGINT)
-    with sqlite3.connect(job.path / "job" / "deferkit.sqlite") as file:
-        assert file.execute("SELECT count(*) FROM requests").fetchone()[0] > 0
+    found = look(job.path / "job")
+    assert found.in_work + found.waiting > 0
     job.finish()
-    with sqlite3.connect(job.path / "job" / "deferkit.sqlite") as file:
-        assert file.execute("SELECT count(*) FROM requests").fetchone()[0] == 0
+    found = look(job.path / "job")
+    assert found.in_work == found.waiting == 0
     assert set(job.sunk) | job.lettered() == tree.expected(120), job.log
 
 
