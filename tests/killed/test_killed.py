@@ -24,11 +24,14 @@ from scrapy_deferkit.deadletters import DeadLetters
 from ..postgres import Postgres
 from ..scale import IS_FULL
 from . import tree
-from .jobs import Job
+from .jobs import RUNTIMES, Job
 
 pytestmark = pytest.mark.crawl
 
-PAGES = 3000 if IS_FULL else 250
+PAGES = 3000 if IS_FULL else 160
+
+# The long ones: on the other runtimes if all is run.
+on_one_runtime = pytest.mark.parametrize("of_each_runtime", RUNTIMES if IS_FULL else RUNTIMES[:1])
 
 
 class TreeJob(Job):
@@ -152,7 +155,7 @@ def test_killed_at_random_moments_it_loses_nothing(
     make: Callable[..., TreeJob], of_each_runtime: str, tell: Callable[[str], None]
 ) -> None:
     job, moments = make(), random.Random(of_each_runtime)
-    kills = 34 if IS_FULL else 4
+    kills = 34 if IS_FULL else 3
     many = len(tree.expected(PAGES)) // (kills + 1)
     killed = 0
     for _ in range(kills):
@@ -165,6 +168,7 @@ def test_killed_at_random_moments_it_loses_nothing(
     assert job.set_aside() == {}
 
 
+@on_one_runtime
 def test_killed_with_its_dead_letters_in_postgresql_it_loses_nothing(
     make: Callable[..., TreeJob], postgres: Postgres, tell: Callable[[str], None]
 ) -> None:
@@ -178,6 +182,7 @@ def test_killed_with_its_dead_letters_in_postgresql_it_loses_nothing(
     tell(job.check())
 
 
+@on_one_runtime
 @pytest.mark.parametrize("how", ["killer", "killer_when_given"])
 def test_a_request_that_kills_its_process_is_set_aside_and_no_other(
     make: Callable[..., TreeJob], how: str, site: str, tell: Callable[[str], None]
@@ -206,6 +211,7 @@ def test_a_request_that_kills_its_process_is_set_aside_and_no_other(
     assert job.set_aside() == {}
 
 
+@on_one_runtime
 def test_dying_at_any_statement_of_the_writing_thread_loses_nothing(
     make: Callable[..., TreeJob], tell: Callable[[str], None]
 ) -> None:
