@@ -54,7 +54,7 @@ def test_a_crawl_that_is_asked_to_stop_ends_its_items_and_goes_on_later(
     tell(f"{of_each_runtime}, {number.name}: {told}")
 
 
-def test_ctrl_c_twice_ends_the_process_and_no_item_twice(
+def test_ctrl_c_twice_ends_the_process_and_leaves_whole_rows_and_letters(
     make_job: Callable[..., Job], of_each_runtime: str, tell: Callable[[str], None]
 ) -> None:
     job = make_job(of_each_runtime, 200, has_stack=True)
