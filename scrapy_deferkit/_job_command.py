@@ -24,13 +24,22 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry", action="store_true", help="let what is set aside wait again, with no deaths"
     )
+    parser.add_argument(
+        "--finished",
+        action="store_true",
+        help="only tell whether it has been crawled to its end: exit code 0, else 1",
+    )
 
 
-def run_job_command(folder: Path, *, as_json: bool, retries: bool) -> None:
-    """Show the job in *folder*, or put back what is set aside.
+def run_job_command(
+    folder: Path, *, as_json: bool, retries: bool, asks_whether_finished: bool
+) -> int:
+    """Show the job in *folder*, or put back what is set aside; return the exit code.
 
     Raises :exc:`~scrapy_deferkit.exceptions.JobError` if that cannot be done.
     """
+    if asks_whether_finished:
+        return 0 if look(folder).has_finished else 1
     if retries:
         number = retry(folder)
         put_back = json.dumps({"put_back": number}) if as_json else _put_back(number)
@@ -39,6 +48,7 @@ def run_job_command(folder: Path, *, as_json: bool, retries: bool) -> None:
         sys.stdout.write(f"{json.dumps(_described(look(folder)))}\n")
     else:
         _show(look(folder), folder)
+    return 0
 
 
 def _put_back(number: int) -> str:
@@ -57,7 +67,7 @@ def _described_aside(request: Aside) -> dict[str, Any]:
 def _show(job: Look, folder: Path) -> None:
     in_work = "in work" if job.last_run == "running" else "in work when it ended"
     figures = {
-        f"run {job.runs}": job.last_run,
+        f"run {job.runs}": job.last_run if job.reason is None else f"{job.last_run}, {job.reason}",
         "waiting": job.waiting,
         in_work: job.in_work,
         "seen": job.seen,

@@ -66,6 +66,8 @@ class Batch:
     lettered: list[tuple[int]] = field(default_factory=list)
     feeds: list[tuple[str, int]] = field(default_factory=list)
     state: bytes | None = None
+    reason: str | None = None
+    """Why the crawl was closed, at the end of a run."""
 
     def __bool__(self) -> bool:
         return any(vars(self).values())
@@ -100,6 +102,9 @@ class Found:
     unlettered: list[Aside]
     """Those of them that have no dead letter."""
 
+    lettered: set[int]
+    """The ids of those that have one, and were put back."""
+
     killers: set[int]
     """The ids of those of them that were not set aside before."""
 
@@ -116,6 +121,9 @@ class Look:
     last_run: str
     """``"running"``, ``"died"`` or ``"closed"``."""
 
+    reason: str | None
+    """Why the last run was closed; ``None`` if it was not."""
+
     waiting: int
     in_work: int
     """In work now; if no crawler has the job, when its last run ended."""
@@ -125,6 +133,11 @@ class Look:
     """By download slot, the fullest first."""
 
     aside: list[Aside]
+
+    @property
+    def has_finished(self) -> bool:
+        """Whether there is nothing left to crawl, but what is set aside."""
+        return self.reason == "finished" and self.waiting == self.in_work == 0
 
 
 class JobFile:
@@ -189,11 +202,11 @@ class JobFile:
         if self._work >= 0:
             os.write(self._work, _ID.pack(_CLOSING))
 
-    def read(self, number: int) -> bytes:
-        """Return the stored request *number*."""
+    def read(self, number: int) -> bytes | None:
+        """Return the stored request *number*, ``None`` if it is not there."""
         assert self._reader is not None
         rows = self._reader.execute("SELECT data FROM requests WHERE id = ?", (number,))
-        return rows.fetchone()[0]  # type: ignore[no-any-return]
+        return next((data for (data,) in rows), None)
 
     def write(self, batch: Batch, files: list[int]) -> None:
         """Write *batch* in one transaction, after the *files* of feeds are synced if they must be.
@@ -212,11 +225,12 @@ class JobFile:
                 many("INSERT INTO queues VALUES (?, ?, ?)", batch.queues)
                 many("INSERT INTO requests (id, queue, data) VALUES (?, ?, ?)", batch.requests)
                 many("INSERT OR IGNORE INTO seen VALUES (?)", batch.seen)
-                many("UPDATE requests SET aside = ? WHERE id = ?", batch.aside)
+                many("UPDATE requests SET aside = ?, lettered = 0 WHERE id = ?", batch.aside)
                 many("UPDATE requests SET lettered = 1 WHERE id = ?", batch.lettered)
                 many("INSERT OR REPLACE INTO feeds VALUES (?, ?)", batch.feeds)
-                if batch.state is not None:
-                    _set(writer, "state", batch.state)
+                for name in ("state", "reason"):
+                    if (value := getattr(batch, name)) is not None:
+                        _set(writer, name, value)
                 many("DELETE FROM requests WHERE id = ?", batch.gone)
 
     def close(self) -> None:
@@ -277,6 +291,7 @@ def look(folder: Path) -> Look:
             return Look(
                 runs=runs,
                 last_run="running" if _is_held(folder) else "died" if has_died else "closed",
+                reason=_get(reader, "reason"),
                 waiting=sum(number for _, number in waiting),
                 in_work=_one(
                     reader, "SELECT count(*) FROM requests WHERE aside IS NULL AND id IN busy"
@@ -304,7 +319,7 @@ def retry(folder: Path) -> int:
             "DELETE FROM in_work WHERE id IN (SELECT id FROM requests WHERE aside IS NOT NULL)"
         )
         return writer.execute(
-            "UPDATE requests SET aside = NULL, deaths = 0, lettered = 0 WHERE aside IS NOT NULL"
+            "UPDATE requests SET aside = NULL, deaths = 0 WHERE aside IS NOT NULL"
         ).rowcount
 
 
@@ -424,7 +439,12 @@ def _unusable(path: Path, error: BaseException) -> JobError:
         fix = "the folder was taken away while the crawl had it"
     elif "full" in text or "no space" in text:
         fix = "make room on the disk"
-    elif "readonly" in text or "read-only" in text or "unable to open" in text:
+    elif (
+        "readonly" in text
+        or "read-only" in text
+        or "unable to open" in text
+        or isinstance(error, PermissionError)
+    ):
         fix = "allow writing to it and to its folder"
     elif "not a database" in text or "malformed" in text:
         fix = "restore it, or begin the job anew in another JOBDIR"
@@ -469,11 +489,12 @@ def _read(
         found = writer.execute(f"SELECT id FROM requests {too_often}", (max_deaths,))
         killers = {number for (number,) in found}
         writer.execute(
-            "UPDATE requests SET aside = 'the process has died ' || deaths || ' times while it was "
-            f"in work' {too_often}",
+            "UPDATE requests SET lettered = 0, aside = 'the process has died ' || deaths || "
+            f"' times while it was in work' {too_often}",
             (max_deaths,),
         )
     _set(writer, "run", (_get(writer, "run") or 0) + 1)
+    _set(writer, "reason", None)
     waiting: dict[int, deque[int]] = {}
     for number, queue in writer.execute(
         "SELECT id, queue FROM requests WHERE aside IS NULL AND id NOT IN (SELECT id FROM in_work) "
@@ -492,6 +513,12 @@ def _read(
         ).fetchall(),
         aside=_one(writer, "SELECT count(*) FROM requests WHERE aside IS NOT NULL"),
         unlettered=_aside(writer, "NOT lettered"),
+        lettered={
+            number
+            for (number,) in writer.execute(
+                "SELECT id FROM requests WHERE aside IS NULL AND lettered"
+            )
+        },
         killers=killers,
         seen={fingerprint for (fingerprint,) in writer.execute("SELECT fingerprint FROM seen")},
         feeds=dict(writer.execute("SELECT path, length FROM feeds").fetchall()),
@@ -514,7 +541,7 @@ def _set(connection: sqlite3.Connection, name: str, value: object) -> None:
 
 def _refuse_scrapys(folder: Path) -> None:
     """Raise if Scrapy's own scheduler has begun the job in *folder*."""
-    if any((folder / name).exists() for name in ("requests.queue", "requests.seen")):
+    if (folder / "requests.queue").exists():  # a filter of the user's may have "requests.seen"
         raise JobError(
             f"the job in {folder} was begun by Scrapy's own scheduler, whose files do not say what "
             "was in work: finish it with SCHEDULER = 'scrapy.core.scheduler.Scheduler', or begin "

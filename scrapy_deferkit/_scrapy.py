@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from scrapy.utils.asyncgen import as_async_generator
 from twisted.python.failure import Failure
 
-from ._runtime import CANCELLED
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -103,14 +101,14 @@ def wrap_scraping(
 
     Both stand around the public ``enqueue_scrape()`` of this scraper: no signal tells when all that
     a response has brought has ended. *failed* is called with what a callback or an errback raises,
-    by its public ``handle_spider_error()`` (``CloseSpider`` has no signal), and if the download was
-    cancelled, as the loop does at a second Ctrl-C.
+    by its public ``handle_spider_error()`` (``CloseSpider`` has no signal), and with what a
+    download fails with: the loop cancels it at a second Ctrl-C.
     """
     enqueue, handle = scraper.enqueue_scrape, scraper.handle_spider_error
 
     def enqueue_scrape(result: Any, request: Request) -> Deferred[None]:
         begun(request)
-        if isinstance(result, Failure) and result.check(*CANCELLED):
+        if isinstance(result, Failure):
             failed(request, result.value)
 
         def end(outcome: Any) -> Any:
@@ -135,12 +133,6 @@ def is_in_work(engine: ExecutionEngine, request: Request) -> bool:
     """
     slot: Any = engine._slot
     return request in slot.inprogress or request in engine.downloader.active
-
-
-def has_requests(engine: ExecutionEngine) -> bool:
-    """Check whether the engine has any request in work: ``engine._slot.inprogress``."""
-    slot: Any = engine._slot
-    return bool(slot.inprogress)
 
 
 def wake(engine: ExecutionEngine) -> None:

@@ -166,7 +166,12 @@ class Command(BaseRunSpiderCommand):
             elif opts.what == "job":
                 if len(args) != 1:
                     raise UsageError("job needs one JOBDIR, as in scrapy deferkit job crawls/books")
-                run_job_command(Path(args[0]), as_json=opts.json, retries=opts.retry)
+                self.exitcode = run_job_command(
+                    Path(args[0]),
+                    as_json=opts.json,
+                    retries=opts.retry,
+                    asks_whether_finished=opts.finished,
+                )
             else:
                 action, *words = args or ["list"]
                 actions = {
@@ -355,7 +360,7 @@ class Command(BaseRunSpiderCommand):
         requests = sum(store.count(selection) for store, selection in places) - total
         if requests:
             _say(
-                f"{requests} dead letters of {name} are of requests and stay as they are: "
+                f"Dead letters of {name} that are of requests stay as they are: {requests}. "
                 "scrapy deferkit job JOBDIR --retry puts these back; each names its JOBDIR"
             )
         if opts.limit is not None:

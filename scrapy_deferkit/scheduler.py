@@ -7,13 +7,15 @@ import os
 import pickle
 from collections import deque
 from hashlib import blake2b
+from itertools import chain
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from scrapy import signals
 from scrapy.core.scheduler import BaseScheduler
 from scrapy.dupefilters import RFPDupeFilter
 from scrapy.exceptions import CloseSpider
+from scrapy.http import Request
 from scrapy.pqueues import DownloaderAwarePriorityQueue, ScrapyPriorityQueue
 from scrapy.utils.job import job_dir
 from scrapy.utils.misc import build_from_crawler, load_object
@@ -29,7 +31,6 @@ from ._outline import Outline
 from ._runtime import CANCELLED, Timer, WorkerThread, spawn, to_deferred
 from ._scrapy import (
     engine_of,
-    has_requests,
     is_in_work,
     wake,
     wrap_closing,
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
     from scrapy import Spider
     from scrapy.core.engine import ExecutionEngine
     from scrapy.crawler import Crawler
-    from scrapy.http import Request
     from twisted.internet.defer import Deferred
+    from twisted.python.failure import Failure
     from typing_extensions import Self
 
     from ._jobfile import Found
@@ -54,9 +55,9 @@ logger = logging.getLogger(__name__)
 _NO_FOLDER = ""  # else Scrapy's queues would look after a folder for each that is empty
 _WRITE_EVERY = 0.05  # seconds; what was done in them is done again after a death
 _MOST_RECENT = 1000  # requests that need not be read back
+_IN_MEMORY = 0  # in the place of the number of a request that is not in the file
 _STATE_SHARE = 100  # spider.state takes at most one part in so many of the time
 
-_SCRAPYS_FILTER = "scrapy.dupefilters.RFPDupeFilter"
 _IS_NO_END = (CloseSpider, MemoryError, *CANCELLED)
 
 
@@ -104,13 +105,11 @@ class Scheduler(BaseScheduler):
         self._thread = WorkerThread("deferkit-job")
         self._queue_class = load_object(settings["SCHEDULER_PRIORITY_QUEUE"])
         self._seen: _Seen | None = None
-        if settings["DUPEFILTER_CLASS"] == _SCRAPYS_FILTER or folder is None:
+        filter_class = load_object(settings["DUPEFILTER_CLASS"])
+        if filter_class is RFPDupeFilter:
             self._seen = _Seen(crawler)
-        self.df: Any = self._seen or build_from_crawler(
-            load_object(settings["DUPEFILTER_CLASS"]), crawler
-        )
+        self.df: Any = self._seen or build_from_crawler(filter_class, crawler)
         self._stats = crawler.stats
-        self._debugs = settings.getbool("SCHEDULER_DEBUG")
         self._feeds = Feeds(crawler)
         self.mqs: Any = ()
         self.dqs: Any = None
@@ -128,16 +127,20 @@ class Scheduler(BaseScheduler):
         self._kept: set[Request] = set()
         self._fingerprint_later: dict[Request, bytes] = {}
         self._left: list[int] = []
-        self._is_frozen = self._has_failed = self._is_closing = False
+        self._is_frozen = self._has_failed = False
+        self._is_open = self._is_closing = self._has_closed = False
         self._batch = Batch()
         self._being_written = Batch()
         self._writing: Deferred[Any] | None = None
         self._timer: Timer | None = None
         self._unwritten: dict[int, bytes] = {}
         self._unlettered: list[Aside] = []
+        self._lettered: set[int] = set()
+        self._letters: dict[int, str] = {}
         self._lettering = Outstanding()
         self._state_due = 0.0
         self._state = b""
+        self._has_told_of_memory = False
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
@@ -161,10 +164,14 @@ class Scheduler(BaseScheduler):
             found = self._file.open(self._config.max_deaths)
             priorities = self._restore(found)
             self.dqs = self._make_queue(*classes, _NO_FOLDER, priorities)
+            self._refuse_other_queues()
             if batch := Batch(feeds=self._feeds.resume(found, self._file.folder)):
                 self._file.write(batch, [])
             self._watch()
             self._tell(found)
+            # Last of those who hear of it: they may change spider.state.
+            self._crawler.signals.connect(self._end, signals.spider_closed)
+            self._is_open = True
         return self.df.open()  # type: ignore[no-any-return]
 
     def close(self, reason: str) -> Deferred[None] | None:
@@ -234,6 +241,15 @@ class Scheduler(BaseScheduler):
         members = {"scheduler": self, "is_fifo": kinds[0] == "fifo"}
         return type(_Ids.__name__, (_Ids,), members)
 
+    def _refuse_other_queues(self) -> None:
+        """Raise if requests wait in queues that the classes of this run do not ask for."""
+        if self._restored:
+            raise JobError(
+                f"{sum(map(len, self._restored.values()))} requests in {self._file.path} "  # type: ignore[union-attr]
+                "wait in queues of other classes: set SCHEDULER_PRIORITY_QUEUE and "
+                "SCHEDULER_START_DISK_QUEUE as they were when the job was begun"
+            )
+
     def _restore(self, found: Found) -> Any:
         """Take up what *found* has; return the priorities that Scrapy's queues begin with."""
         self._last = found.last
@@ -244,17 +260,26 @@ class Scheduler(BaseScheduler):
         self._first.extend(number for number, deaths in found.in_work if deaths < may_kill)
         self._is_careful = any(deaths for _, deaths in found.in_work)
         priorities: dict[str, set[int]] = {}
+        waiting: dict[str, list[deque[int]]] = {}
         for queue in found.queues:
             self._queues[queue.key, queue.slot] = queue.id
             ids = found.waiting.pop(queue.id, None)
             if ids:
-                before = self._restored.get(queue.key)
-                self._restored[queue.key] = deque(sorted(before + ids)) if before else ids
+                waiting.setdefault(queue.key, []).append(ids)
                 priority = int(queue.key.rpartition("/")[2].rstrip("s"))
                 priorities.setdefault(queue.slot, set()).add(priority)
+        for key, some in waiting.items():  # several slots may have one queue
+            self._restored[key] = some[0] if len(some) == 1 else deque(sorted(chain(*some)))
         if found.state is not None:
             self._state = found.state
-        state = pickle.loads(self._state) if self._state else {}
+        try:
+            state = pickle.loads(self._state) if self._state else {}
+        except Exception as error:
+            raise JobError(
+                f"the spider.state that {self._file.path} holds cannot be read: "  # type: ignore[union-attr]
+                f"{text_of(error)}; let its classes be found again, or begin the job anew in "
+                "another JOBDIR"
+            ) from error
 
         def set_state() -> None:
             self._crawler.spider.state = state  # type: ignore[union-attr]
@@ -281,7 +306,7 @@ class Scheduler(BaseScheduler):
                 "that were in work at a death that they were crawled",
                 self._crawler.settings["DUPEFILTER_CLASS"],
             )
-        self._unlettered = found.unlettered
+        self._unlettered, self._lettered = found.unlettered, found.lettered
         self._crawler.signals.connect(self._put_letters, signals.spider_opened)
         for aside in found.unlettered:
             if aside.id in found.killers:
@@ -304,6 +329,8 @@ class Scheduler(BaseScheduler):
     # --------------------------------------------------------------------------- what comes in
 
     def _enqueue(self, request: Request) -> bool:
+        if self._has_closed:
+            raise JobError("the crawl has ended")
         digest = None
         if not request.dont_filter:
             if self._seen is None:
@@ -337,7 +364,8 @@ class Scheduler(BaseScheduler):
             return pickle.dumps(request.to_dict(spider=self._crawler.spider), protocol=4)
         except (ValueError, TypeError, AttributeError, RecursionError, pickle.PickleError) as error:
             self._stats.inc_value("scheduler/unserializable")
-            if self._stats.get_value("scheduler/unserializable") == 1:
+            if not self._has_told_of_memory:
+                self._has_told_of_memory = True
                 self._log(
                     logging.WARNING,
                     "%s cannot be stored: %s. It stays in memory and is lost if the process dies, "
@@ -366,6 +394,8 @@ class Scheduler(BaseScheduler):
     # --------------------------------------------------------------------------- what goes out
 
     def _next(self) -> Request | None:
+        if self._has_failed:
+            return None
         if self._alone is not None:
             self._look()
             if self._alone in self._in_work:
@@ -373,7 +403,7 @@ class Scheduler(BaseScheduler):
             self._alone = None
         if self._suspects:
             self._look()
-            if has_requests(self._engine):
+            if self._in_work:
                 return None
             self._alone = request = self._take_first(self._suspects)
             if request is not None:
@@ -387,8 +417,8 @@ class Scheduler(BaseScheduler):
         if (request := self.mqs.pop()) is not None:
             self._stats.inc_value("scheduler/dequeued/memory")
             self._stats.inc_value("scheduler/dequeued")
-            if request in self._fingerprint_later:
-                self._in_work[request] = 0
+            if self._file is not None:
+                self._in_work.setdefault(request, _IN_MEMORY)
             return request  # type: ignore[no-any-return]
         while self.dqs is not None and len(self.dqs):
             if (request := self.dqs.pop()) is not None:
@@ -409,8 +439,20 @@ class Scheduler(BaseScheduler):
             return request
         assert self._file is not None
         data = self._unwritten.get(number) or self._file.read(number)
+        if data is None:
+            self._log(
+                logging.ERROR,
+                "The request %d is not in %s any more: somebody has deleted it",
+                number,
+                self._file.path,
+            )
+            return None
+        if number in self._lettered:
+            self._letters[number] = self._letter_id(number, data)
         try:
             return request_from_dict(pickle.loads(data), spider=self._crawler.spider)
+        except MemoryError:
+            raise  # it says nothing of the request
         except Exception as error:
             reason = f"it cannot be read: {text_of(error)}"
             self._batch.aside.append((reason, number))
@@ -453,12 +495,15 @@ class Scheduler(BaseScheduler):
             return
         assert self._file is not None
         folder = self._file.folder.absolute()
-        digest = blake2b(os.fsencode(folder) + aside.data, digest_size=16).hexdigest()
         error = JobError(f"{aside.reason}; to crawl it, scrapy deferkit job {folder} --retry")
         outline = Outline.of(aside.data)._asdict()
-        kept = delivery.keep_request(f"{digest}-{aside.id}", outline, error)
+        kept = delivery.keep_request(self._letter_id(aside.id, aside.data), outline, error)
         self._lettering.begin()
         spawn(self._note_lettered(aside, kept), lambda _: None)
+
+    def _letter_id(self, number: int, data: bytes) -> str:
+        folder = os.fsencode(self._file.folder.absolute())  # type: ignore[union-attr]
+        return f"{blake2b(folder + data, digest_size=16).hexdigest()}-{number}"
 
     async def _note_lettered(self, aside: Aside, kept: Awaitable[None]) -> None:
         try:
@@ -486,7 +531,7 @@ class Scheduler(BaseScheduler):
 
     def _watch(self) -> None:
         engine = self._engine
-        has_requests(engine)  # fails now if this version of Scrapy has no such thing
+        is_in_work(engine, Request("data:,"))  # fails now if this Scrapy has no such thing
         wrap_scraping(engine.scraper, self._scraping.add, self._on_scraped, self._on_failed)
         wrap_closing(engine, self._on_closing)
         crawl_of(self._crawler).keep_request = self.keep
@@ -525,11 +570,14 @@ class Scheduler(BaseScheduler):
         self._kept.discard(request)
         if number is None or is_kept or self._is_frozen:
             return
-        if number:
-            assert self._file is not None
+        assert self._file is not None
+        if number != _IN_MEMORY:
             self._file.note_left(number)
             self._left.append(number)
-        else:
+            delivery = crawl_of(self._crawler).delivery
+            if number in self._letters and delivery is not None:  # it was put back
+                delivery.letters.delivered(self._letters.pop(number))
+        elif request in self._fingerprint_later:
             self._batch.seen.append((self._fingerprint_later.pop(request),))
         self._write_soon()
 
@@ -564,7 +612,7 @@ class Scheduler(BaseScheduler):
         assert self._file is not None
         self._being_written = batch
         self._writing = self._thread.call(self._file.write, batch, files)
-        self._writing.addCallbacks(self._on_written, lambda failure: self._fail(failure.value))
+        self._writing.addCallbacks(self._on_written, self._on_not_written)
 
     def _takes_state(self, batch: Batch) -> bool:
         """Put ``spider.state`` into *batch* if it has changed; return whether it is known.
@@ -593,9 +641,12 @@ class Scheduler(BaseScheduler):
         if self._batch or self._left:
             self._write_soon()
 
+    def _on_not_written(self, failure: Failure) -> None:
+        self._writing = None
+        self._fail(cast("Exception", failure.value))
+
     def _fail(self, error: BaseException, cause: BaseException | None = None) -> None:
         """Let no request leave the file any more, and close the crawl."""
-        self._writing = None
         if self._has_failed:
             return
         self._has_failed = self._is_frozen = True
@@ -611,7 +662,8 @@ class Scheduler(BaseScheduler):
 
     async def _close(self, reason: str) -> None:
         self._is_closing = True
-        if self._file is not None and self.dqs is not None:
+        if self._is_open:
+            self._look()  # nothing may have been written since another took its place
             await self._lettering.until_none()
             while self._writing is not None or self._batch or self._left:
                 if self._writing is None:
@@ -621,10 +673,23 @@ class Scheduler(BaseScheduler):
                 await resolve(shield(self._writing))
             if self._timer is not None:
                 self._timer.cancel()
+        self._has_closed = True
         self._thread.close()
-        if self._file is not None:
+        if self._file is not None and not self._is_open:
             self._file.close()
         await resolve(self.df.close(reason))
+
+    def _end(self, reason: str) -> None:
+        """Write how the run has ended, and let go of the file."""
+        assert self._file is not None
+        batch = Batch(reason=reason)
+        try:
+            if not self._has_failed and self._takes_state(batch):
+                self._file.write(batch, [])
+        except JobError as error:
+            self._fail(error)
+        finally:
+            self._file.close()
 
     def _log(self, level: int, message: str, *args: object, **options: Any) -> None:
         logger.log(level, message, *args, extra={"spider": self._crawler.spider}, **options)

@@ -101,6 +101,7 @@ def test_what_a_crawl_has_is_seen_while_it_runs_and_after_its_death(job: Job) ->
     seen = {
         "runs": 1,
         "last_run": "running",
+        "reason": None,
         "waiting": 3,
         "in_work": 2,
         "seen": 3,
@@ -119,6 +120,29 @@ def test_a_run_that_was_closed_did_not_die(job: Job) -> None:
     job.file.note_closing()
     job.file.close()
     assert job.shown()["last_run"] == "closed"
+
+
+def test_a_job_has_finished_when_its_last_run_has_and_nothing_is_left(job: Job) -> None:
+    job.fill()
+    job("--finished", code=1)
+    job.write(reason="finished")
+    job.file.note_closing()
+    job.file.close()
+    job("--finished", code=1)  # requests wait
+    assert "run 1\tclosed, finished" in job().out.splitlines()
+    job.begin()
+    job.write(gone=[(number,) for number in range(1, 6)])
+    job.file.close()
+    job("--finished", code=1)  # this run has not
+    job.begin()
+    job.write(reason="shutdown")
+    job.file.close()
+    job("--finished", code=1)
+    job.begin()
+    job.write(reason="finished")
+    job.file.note_closing()
+    job.file.close()
+    assert job("--finished").out == ""
 
 
 def test_each_request_set_aside_is_shown_with_its_url_deaths_and_reason(job: Job) -> None:
@@ -210,7 +234,7 @@ def test_what_is_no_job_is_refused_with_the_reason(job: Job, option: str) -> Non
     job.folder.mkdir()
     assert f"there is no {NAME} in it" in job(option, code=1).err
     assert not [*job.folder.iterdir()]
-    (job.folder / "requests.seen").touch()
+    (job.folder / "requests.queue").mkdir()
     assert "was begun by Scrapy's own scheduler" in job(option, code=1).err
     (job.folder / NAME).write_text("no database " * 100)
     assert "restore it, or begin the job anew" in job(option, code=1).err
