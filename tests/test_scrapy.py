@@ -101,10 +101,89 @@ async def test_the_output_of_an_errback_comes_to_the_scraper_and_its_errors_are_
     assert isinstance(error["response"], Failure)
 
 
+class Scraping:
+    """Notes what the scraper is given, and what it and the engine still have in work."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> Any:
+        self = cls()
+        self.crawler = crawler
+        self.seen: list[Any] = []
+        crawler.signals.connect(self.watch, signals.spider_opened)
+        crawler.signals.connect(self.note_download, signals.request_reached_downloader)
+        crawler.signals.connect(self.note_drop, signals.request_left_downloader)
+        return self
+
+    def watch(self) -> None:
+        self.engine = self.crawler.engine
+        _scrapy.wrap_scraping(
+            self.engine.scraper,
+            lambda request: self.note("begun", request),
+            lambda request: self.note("ended", request),
+            lambda request, error: self.note(type(error).__name__, request),
+        )
+
+    def note(self, what: str, request: Request) -> None:
+        self.seen.append((what, _scrapy.is_in_work(self.engine, request)))
+
+    def note_download(self, request: Request) -> None:
+        self.note("downloading", request)
+
+    def note_drop(self, request: Request) -> None:
+        self.note("downloaded", request)
+
+    def process_item(self, item: Any) -> Any:
+        return item
+
+
+def begun_and_ended(*between: tuple[str, bool]) -> list[tuple[str, bool]]:
+    return [("begun", True), *between, ("ended", True)]
+
+
+DOWNLOADED = [("downloading", True), ("downloaded", True)]
+
+
+async def test_the_scraper_tells_when_it_begins_with_a_request_and_when_all_has_ended() -> None:
+    trace = await crawl_with(Scraping, pages=[page({"number": 1})])
+    seen = trace.crawler.get_item_pipeline(Scraping).seen
+    assert seen == [*DOWNLOADED, *begun_and_ended()]
+
+
+async def test_the_scraper_tells_what_a_download_and_its_errback_have_failed_with() -> None:
+    trace = await crawl_with(Scraping, spider=FailsTwice)
+    seen = trace.crawler.get_item_pipeline(Scraping).seen
+    refused, *in_errback = [what for what, is_in in seen if is_in and what[0].isupper()]
+    assert (refused, in_errback) == ("DownloadConnectionRefusedError", ["ValueError"])
+    assert seen[-1] == ("ended", True)
+
+
+class Waking(Starting):
+    """Has the scheduler refuse to give anything until the engine is woken."""
+
+    async def start(self) -> AsyncIterator[Any]:
+        scheduler = self.crawler.engine._slot.scheduler
+        give = scheduler.next_request
+        scheduler.next_request = lambda: None
+        async for request in super().start():
+            yield request
+        await turn()
+        scheduler.next_request = give
+        _scrapy.wake(self.crawler.engine)
+
+
+async def test_an_engine_that_is_woken_asks_its_scheduler_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ExecutionEngine, "_SLOT_HEARTBEAT_INTERVAL", 1000)
+    trace = await crawl_with(Downloading, spider=Waking, pages=[page({"number": 1})])
+    assert [item["number"] for item in trace.scraped] == [1]
+
+
 @pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [
+        (Scraper.enqueue_scrape, ["self", "result", "request"]),
         (Scraper.handle_spider_output_async, ["self", "result", "request", "response"]),
         (Scraper.start_itemproc_async, ["self", "item", "response"]),
         (ExecutionEngine.close_spider_async, ["self", "reason"]),
@@ -114,4 +193,7 @@ async def test_the_output_of_an_errback_comes_to_the_scraper_and_its_errors_are_
 def test_what_is_wrapped_or_called_takes_what_it_is_given(
     method: Any, parameters: list[str]
 ) -> None:
-    assert list(inspect.signature(method).parameters) == parameters
+    taken = [
+        name for name in inspect.signature(method).parameters if name != "spider"
+    ]  # Scrapy 2.15
+    assert taken == parameters
