@@ -11,7 +11,7 @@ import os
 import sqlite3
 import struct
 from collections import deque
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -248,7 +248,10 @@ class JobFile:
 
 def _made(path: Path) -> Path:
     """Make the file at *path* if it is not there, for its owner alone: cookies may be in it."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # To close a file lets go of all locks of this process on it, which another crawler may have.
+    if not path.exists():
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     return path
 
 
