@@ -175,7 +175,8 @@ class JobFile:
             self._writer = connect(self.path, fsync=self._fsync)
             self._reader = connect(self.path)
             with trouble_of(self.path), _transaction(self._writer) as writer:
-                _prepare(writer)
+                _prepare(writer, self.path)
+                _refuse_strange(writer, self.path)
                 run, noted = _noted(self.folder)
                 found = _read(writer, is_new, run, noted, max_deaths)
                 self._run = _get(writer, "run")
@@ -346,7 +347,7 @@ def _existing(folder: Path) -> Path:
 def _refuse_strange(connection: sqlite3.Connection, path: Path) -> None:
     """Raise if the file at *path* has not the tables of a job."""
     has_tables = "SELECT count(*) FROM sqlite_master WHERE name IN ('requests', 'in_work', 'seen')"
-    if not _version_of(connection) or _one(connection, has_tables) < 3:
+    if not _version_of(connection, path) or _one(connection, has_tables) < 3:
         raise JobError(f"{path} is no job: it is a SQLite file with other tables, or none")
 
 
@@ -459,6 +460,8 @@ def _unusable(path: Path, error: BaseException) -> JobError:
     text = str(error).lower()
     if isinstance(error, FileNotFoundError):
         fix = "the folder was taken away while the crawl had it"
+    elif isinstance(error, (FileExistsError, NotADirectoryError)):
+        fix = "set JOBDIR to a folder"
     elif "full" in text or "no space" in text:
         fix = "make room on the disk"
     elif (
@@ -475,19 +478,19 @@ def _unusable(path: Path, error: BaseException) -> JobError:
     return JobError(f"{path} cannot be used: {error}; {fix}")
 
 
-def _prepare(writer: sqlite3.Connection) -> None:
+def _prepare(writer: sqlite3.Connection, path: Path) -> None:
     """Make the tables, or refuse those of a newer version."""
-    if not _version_of(writer):
+    if not _version_of(writer, path):
         for statement in _SCHEMA.split(";"):
             writer.execute(statement)
 
 
-def _version_of(connection: sqlite3.Connection) -> int:
+def _version_of(connection: sqlite3.Connection, path: Path) -> int:
     """Return the version of the tables, 0 if there are none; refuse a newer one."""
     version: int = _one(connection, "PRAGMA user_version")
     if version > VERSION:
         raise JobError(
-            f"the job was written by a newer scrapy-deferkit (version {version} of its tables; "
+            f"{path} was written by a newer scrapy-deferkit (version {version} of its tables; "
             f"this one knows {VERSION}): go on with that one"
         )
     return version

@@ -17,7 +17,6 @@ from scrapy.dupefilters import RFPDupeFilter
 from scrapy.exceptions import CloseSpider
 from scrapy.http import Request
 from scrapy.pqueues import DownloaderAwarePriorityQueue, ScrapyPriorityQueue
-from scrapy.utils.job import job_dir
 from scrapy.utils.misc import build_from_crawler, load_object
 from scrapy.utils.request import request_from_dict
 
@@ -100,7 +99,7 @@ class Scheduler(BaseScheduler):
         settings = crawler.settings
         self._crawler = crawler
         self._config = Config.from_settings(settings)
-        folder = job_dir(settings) if is_crawl(crawler) else None
+        folder = (settings["JOBDIR"] or None) if is_crawl(crawler) else None
         self._file = None if folder is None else JobFile(folder, fsync=self._config.job_fsync)
         self._thread = WorkerThread("deferkit-job")
         self._queue_class = load_object(settings["SCHEDULER_PRIORITY_QUEUE"])
