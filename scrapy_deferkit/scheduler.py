@@ -27,7 +27,7 @@ from ._feeds import Feeds
 from ._jobfile import Aside, Batch, JobFile, Queue
 from ._lifecycle import close_spider
 from ._outline import Outline
-from ._runtime import CANCELLED, Timer, WorkerThread, spawn, to_deferred
+from ._runtime import CANCELLED, Timer, WorkerThread, call_soon, spawn, to_deferred
 from ._scrapy import (
     engine_of,
     is_in_work,
@@ -657,7 +657,13 @@ class Scheduler(BaseScheduler):
             error,
             exc_info=cause,
         )
-        close_spider(self._crawler, "job_failed")
+        if not self._is_closing:
+            # Later: the engine, which may be asking for a request, does not expect it to end there.
+            call_soon(self._close_crawl)
+
+    def _close_crawl(self) -> None:
+        if not self._is_closing:
+            close_spider(self._crawler, "job_failed")
 
     async def _close(self, reason: str) -> None:
         self._is_closing = True
