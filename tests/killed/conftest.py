@@ -1,4 +1,4 @@
-"""Jobs that leave no process behind, and a PostgreSQL."""
+"""Jobs that leave no process behind, a PostgreSQL, and a disk."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import scrapy
 
+from ..disks import small_disk as small_disk  # noqa: PLC0414
 from ..postgres import postgres as postgres  # noqa: PLC0414
 from ..scale import IS_FULL
 from .jobs import RUNTIMES, Job

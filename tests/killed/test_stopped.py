@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ..disks import fill
 from .jobs import Job
 
 pytestmark = pytest.mark.crawl
@@ -88,29 +87,6 @@ def test_postgresql_that_crashes_and_comes_back_gets_every_dead_letter(
     assert job.reason == "finished"
     told = job.check()
     tell(f"{of_each_runtime}, PostgreSQL away for a while: {told}")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(path)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount")
-    if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
-    yield path
-    subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-    return filler
 
 
 def test_a_disk_that_is_full_for_a_while_costs_no_dead_letter(
