@@ -131,7 +131,8 @@ class Visit:
     async def failed(self, error: Exception) -> None:
         """End as failed with *error*; returns when the dead letter is durable.
 
-        Whoever waits for that may be cancelled; the letter is written all the same.
+        Whoever waits for that may be cancelled; the letter is written all the same. Then, and if
+        something else prevents it, the page is crawled again in the next run of the job.
         """
         crawl = self._crawl
         self.has_ended = True
@@ -139,7 +140,11 @@ class Visit:
         if crawl.on_failed is not None:
             crawl.on_failed()
         if crawl.delivery is not None:
-            await resolve(shield(crawl.delivery.keep(self, error)))
+            try:
+                await resolve(shield(crawl.delivery.keep(self, error)))
+            except BaseException:
+                self.has_no_safe_end()
+                raise
 
     def encoded(self, encode: Callable[[Any], Encoded]) -> Encoded:
         """Return the item as it entered, in its stored form."""
