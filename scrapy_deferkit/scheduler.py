@@ -125,6 +125,7 @@ class Scheduler(BaseScheduler):
         self._scraping: set[Request] = set()
         self._kept: set[Request] = set()
         self._fingerprint_later: dict[Request, bytes] = {}
+        self._replaced: list[tuple[bytes]] = []  # as long as what replaces them may be in memory
         self._left: list[int] = []
         self._is_frozen = self._has_failed = False
         self._is_open = self._is_closing = self._has_closed = False
@@ -553,20 +554,28 @@ class Scheduler(BaseScheduler):
 
     def _on_scraped(self, request: Request) -> None:
         self._scraping.discard(request)
-        self._leave(request)
+        self._leave(request, self._batch.seen)
 
     def _look(self) -> None:
         """Let those leave in whose place is another one: after a redirect, say."""
         engine = self._engine
         for request in tuple(self._in_work):
             if request not in self._scraping and not is_in_work(engine, request):
-                self._leave(request)
+                self._leave(request, self._replaced)
+        if self._replaced and not (len(self.mqs) or _IN_MEMORY in self._in_work.values()):
+            self._batch.seen += self._replaced
+            self._replaced.clear()
 
-    def _leave(self, request: Request) -> None:
-        """Let *request* leave the file with what is written next, unless it is to be kept."""
+    def _leave(self, request: Request, seen: list[tuple[bytes]]) -> None:
+        """Let *request* leave the file with what is written next, unless it is to be kept.
+
+        If it is in memory alone, its fingerprint goes to *seen*.
+        """
         number = self._in_work.pop(request, None)
         is_kept = request in self._kept
         self._kept.discard(request)
+        if is_kept and number == _IN_MEMORY:  # it may be what has replaced another one
+            self._replaced.clear()
         if number is None or is_kept or self._is_frozen:
             return
         assert self._file is not None
@@ -577,7 +586,7 @@ class Scheduler(BaseScheduler):
             if number in self._letters and delivery is not None:  # it was put back
                 delivery.letters.delivered(self._letters.pop(number))
         elif request in self._fingerprint_later:
-            self._batch.seen.append((self._fingerprint_later.pop(request),))
+            seen.append((self._fingerprint_later.pop(request),))
         self._write_soon()
 
     # ------------------------------------------------------------------------- how it is written
