@@ -286,6 +286,8 @@ class ItemGate:
             if visit.is_taken and not visit.has_ended:  # it was cancelled, by Ctrl-C twice, say
                 self._refuse(visit, response, "what ran the item was cancelled")
             else:
+                if isinstance(error, CANCELLED):
+                    visit.has_no_safe_end()
                 self._note_error(visit, error)
         finally:
             visit.leave()
