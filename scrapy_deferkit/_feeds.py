@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from scrapy import signals
 from w3lib.url import file_uri_to_path
 
 from .exceptions import JobError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scrapy.crawler import Crawler
 
     from ._jobfile import Found
@@ -31,6 +34,7 @@ class Feeds:
         self._crawler = crawler
         self._exporter: Any = None
         self._paths: dict[str, str] = {}
+        self._trouble: OSError | None = None
 
     def resume(self, found: Found, folder: Path) -> list[tuple[str, int]]:
         """Cut the files to the lengths that *found* has; return the lengths to begin with.
@@ -55,10 +59,25 @@ class Feeds:
                     folder,
                     why_not,
                 )
+        if self._paths:
+            self._watch(self._exporter.item_scraped)
         return [
             (path, self._resume(path, feeds[uri], found.feeds.get(path), folder))
             for uri, path in self._paths.items()
         ]
+
+    def _watch(self, export: Callable[[Any, Any], None]) -> None:
+        """Learn of an item that could not be written: Scrapy's signals log it, and go on."""
+
+        def item_scraped(item: Any, spider: Any) -> None:
+            try:
+                export(item, spider)
+            except OSError as error:
+                self._trouble = error
+                raise
+
+        self._crawler.signals.disconnect(export, signals.item_scraped)
+        self._crawler.signals.connect(item_scraped, signals.item_scraped, weak=False)
 
     def _why_not(self, uri: str, options: dict[str, Any]) -> str | None:
         from scrapy.exporters import CsvItemExporter, JsonLinesItemExporter
@@ -110,7 +129,12 @@ class Feeds:
                 options["fields"] = next(csv.reader(file, **dialect))
 
     def flushed(self, files: list[int]) -> list[tuple[str, int]]:
-        """Flush the files; return their lengths, and add them to *files*."""
+        """Flush the files; return their lengths, and add them to *files*.
+
+        Raises :exc:`OSError` if that fails, or if an item could not be written before.
+        """
+        if self._trouble is not None:
+            raise self._trouble
         lengths = []
         for slot in () if self._exporter is None else self._exporter.slots:
             path = self._paths.get(slot.uri)
