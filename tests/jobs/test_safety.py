@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from scrapy.dupefilters import RFPDupeFilter
 from scrapy.exceptions import CloseSpider, DropItem, IgnoreRequest
+from scrapy.exporters import JsonLinesItemExporter
 from scrapy.http import Request, Response
 from scrapy.utils.request import RequestFingerprinter
 from twisted.internet.defer import CancelledError, Deferred
@@ -898,6 +899,10 @@ def feed(tmp_path: Path) -> Path:
     return tmp_path / "feed.jsonl"
 
 
+def lines_of(feed: Path) -> list[int]:
+    return numbers(map(json.loads, feed.read_text().splitlines()))
+
+
 async def test_a_page_whose_feed_cannot_be_flushed_is_crawled_again(
     job: Job, feed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -910,8 +915,28 @@ async def test_a_page_whose_feed_cannot_be_flushed_is_crawled_again(
         monkeypatch.setattr(Feeds, "flushed", flushed)
 
     monkeypatch.setattr(Feeds, "flushed", fail)
-    await job.stays(Pages, mend=mend, FEEDS={str(feed): {"format": "jsonlines"}})
-    assert feed.read_text().splitlines() == [f'{{"number": {number}}}' for number in ITEMS]
+    trace = await job.stays(Pages, mend=mend, FEEDS={str(feed): {"format": "jsonlines"}})
+    assert any("a feed could not be written: no space left" in it for it in trace.messages)
+    assert lines_of(feed) == ITEMS
+
+
+async def test_a_page_of_which_an_item_cannot_be_written_to_a_feed_is_crawled_again(
+    job: Job, feed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = JsonLinesItemExporter.export_item
+
+    def fail(self: Any, item: Any) -> None:
+        if item["number"] == 1:
+            raise OSError("no space left")
+        export(self, item)
+
+    def mend() -> None:
+        monkeypatch.setattr(JsonLinesItemExporter, "export_item", export)
+
+    monkeypatch.setattr(JsonLinesItemExporter, "export_item", fail)
+    trace = await job.stays(Pages, mend=mend, FEEDS={str(feed): {"format": "jsonlines"}})
+    assert any("a feed could not be written: no space left" in it for it in trace.messages)
+    assert lines_of(feed) == ITEMS
 
 
 # --------------------------------------------------------------------------------- order of things
