@@ -101,15 +101,19 @@ def wrap_scraping(
 
     Both stand around the public ``enqueue_scrape()`` of this scraper: no signal tells when all that
     a response has brought has ended. *failed* is called with what a callback or an errback raises,
-    by its public ``handle_spider_error()`` (``CloseSpider`` has no signal), and with what a
-    download fails with: the loop cancels it at a second Ctrl-C.
+    by its public ``handle_spider_error()`` (``CloseSpider`` has no signal), and with what goes to
+    an errback, by its public ``call_spider_async()``: a download is cancelled at a second Ctrl-C.
     """
     enqueue, handle = scraper.enqueue_scrape, scraper.handle_spider_error
+    call = scraper.call_spider_async
+
+    async def call_spider_async(result: Any, request: Request) -> Any:
+        if isinstance(result, Failure):
+            failed(request, result.value)
+        return await call(result, request)
 
     def enqueue_scrape(result: Any, request: Request) -> Deferred[None]:
         begun(request)
-        if isinstance(result, Failure):
-            failed(request, result.value)
 
         def end(outcome: Any) -> Any:
             ended(request)
@@ -121,6 +125,7 @@ def wrap_scraping(
         failed(request, failure.value)
         handle(failure, request, *args)
 
+    scraper.call_spider_async = call_spider_async  # type: ignore[method-assign]
     scraper.enqueue_scrape = enqueue_scrape  # type: ignore[method-assign]
     scraper.handle_spider_error = handle_spider_error  # type: ignore[method-assign,assignment]
 

@@ -548,6 +548,19 @@ async def test_a_page_that_a_spider_middleware_cuts_short_is_crawled_again(
     await job.stays(Pages, error=error, SPIDER_MIDDLEWARES={middleware: 500})
 
 
+class WithErrback(Pages):
+    async def start(self) -> AsyncIterator[Any]:
+        yield Request(url("start"), errback=self.note)
+
+
+@pytest.mark.parametrize("error", NO_ENDS, ids=named)
+async def test_a_page_that_is_cut_short_before_its_callback_is_crawled_again(
+    job: Job, error: BaseException
+) -> None:
+    trace = await job.stays(WithErrback, error=error, SPIDER_MIDDLEWARES={RaisingAtInput: 500})
+    assert len(trace.spider.failures) == 1
+
+
 async def test_a_page_whose_exception_is_handled_badly_is_crawled_again(job: Job) -> None:
     middlewares = {ItselfInTrouble: 500}
     await job.stays(HasBadCallback, error=MemoryError(), SPIDER_MIDDLEWARES=middlewares)
