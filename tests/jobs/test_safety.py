@@ -1013,6 +1013,7 @@ def written(job: Job, monkeypatch: pytest.MonkeyPatch) -> list[Written]:
 
     monkeypatch.setattr(JobFile, "write", note)
     monkeypatch.setattr(scheduler, "_WRITE_EVERY", 0.001)
+    monkeypatch.setattr(scheduler, "_STATE_SHARE", 0)
     return transactions
 
 
@@ -1029,5 +1030,5 @@ async def test_no_page_goes_before_its_links_are_there_and_its_dead_letter_is_sa
             assert came.issuperset(map(str, links))
             assert links or int(name) in transaction.lettered
         gone += transaction.gone
-    assert len(written) > 5
+    assert len(written) >= 3
     assert sorted(gone, key=int) == [str(page) for page in range(PAGES)]
