@@ -479,8 +479,8 @@ def _unusable(path: Path, error: BaseException) -> JobError:
 
 
 def _prepare(writer: sqlite3.Connection, path: Path) -> None:
-    """Make the tables, or refuse those of a newer version."""
-    if not _version_of(writer, path):
+    """Make the tables if there are none; refuse those of a newer version."""
+    if not _version_of(writer, path) and not _one(writer, "SELECT count(*) FROM sqlite_master"):
         for statement in _SCHEMA.split(";"):
             writer.execute(statement)
 

@@ -333,11 +333,15 @@ def garble_a_page(path: Path) -> None:
         file.write(b"\xff" * 4096)
 
 
-def make_others(path: Path) -> None:
+def make_others(path: Path, version: int = 1) -> None:
     path.unlink()
     execute(path.parent, "PRAGMA journal_mode = WAL")
     execute(path.parent, "CREATE TABLE books (id)")
-    execute(path.parent, "PRAGMA user_version = 1")
+    execute(path.parent, f"PRAGMA user_version = {version}")
+
+
+def make_others_without_a_version(path: Path) -> None:
+    make_others(path, 0)
 
 
 RESTORE = "restore it, or begin the job anew in another JOBDIR"
@@ -351,6 +355,7 @@ RESTORE = "restore it, or begin the job anew in another JOBDIR"
         (truncate, RESTORE),
         (garble_a_page, RESTORE),
         (make_others, "is no job: it is a SQLite file with other tables, or none"),
+        (make_others_without_a_version, "is no job: it is a SQLite file with other tables"),
     ],
 )
 async def test_a_file_that_is_no_good_is_refused_and_stays_as_it_is(
