@@ -267,3 +267,19 @@ def test_a_copy_of_the_job_goes_on_elsewhere(make: Callable[..., TreeJob]) -> No
     job.kill()
     copy.finish()
     assert set(copy.sunk) | copy.lettered() == tree.expected(120), copy.log
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@on_one_runtime
+def test_out_of_memory_it_goes_on_and_crawls_again_what_was_cut_short(
+    make: Callable[..., TreeJob],
+) -> None:
+    job = make(80, hungry=20)
+    job.run(faults={"limit_memory": 200})
+    assert "MemoryError" in job.whole_log
+    assert not look(job.path / "job").has_finished
+    job.plan["hungry"] = None
+    job.finish()
+    job.check()
+    assert job.set_aside() == {}
+    assert look(job.path / "job").has_finished

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import sqlite3
 import sys
 import threading
@@ -79,6 +80,8 @@ class Tree(scrapy.Spider):
         self.state["pages"] = self.state.get("pages", 0) + 1
         if page == PLAN.get("killer"):
             os._exit(9)
+        if page == PLAN.get("hungry"):
+            eat_all_memory()
         yield from self.output_of(page)
 
     def fail(self, failure: Any) -> Iterator[Any]:
@@ -93,6 +96,22 @@ class Tree(scrapy.Spider):
         for item in items_of(page):
             yield {"id": item, "page": page}
         yield from links[2:]
+
+
+def eat_all_memory() -> None:
+    eaten = []
+    try:
+        while True:
+            eaten.append(bytes(1 << 20))
+    finally:
+        eaten.clear()  # else the traceback would have it
+
+
+def limit_memory(megabytes: int) -> None:
+    """Let the process take so much memory more than it has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + (megabytes << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 class Sink:
@@ -156,4 +175,12 @@ def settings() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(crawl.main(Path(sys.argv[1]), Tree=Tree, die_at=die_at, settings=settings))
+    sys.exit(
+        crawl.main(
+            Path(sys.argv[1]),
+            Tree=Tree,
+            die_at=die_at,
+            limit_memory=limit_memory,
+            settings=settings,
+        )
+    )
