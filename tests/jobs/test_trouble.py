@@ -223,7 +223,7 @@ async def test_a_note_that_cannot_be_taken_closes_the_crawl(
     def begin(_: Any) -> None:
         monkeypatch.setattr(JobFile, "note_given", refuse)
 
-    trace = await run(folder, at(3, begin))
+    trace = await run(folder, at(3, begin, and_wait=False))
     monkeypatch.setattr(JobFile, "note_given", note_given)
     check_failed(trace, "no request could be taken: [Errno 28] No space left on device")
     await check_goes_on(folder, trace)
