@@ -354,7 +354,7 @@ async def crawl_of_many_items() -> tuple[Measurement, Measurement]:
 async def start_of_a_crawl() -> tuple[Measurement, Measurement]:
     async def ours(rounds: int) -> float:
         # A few processes tell nothing; and noise may make it negative.
-        return max(added(max(rounds, 6)).cpu_to_open, 0.001) * rounds
+        return max(added(max(rounds, 3)).cpu_to_open, 0.001) * rounds
 
     async def allowed(rounds: int) -> float:
         return 0.1 * rounds

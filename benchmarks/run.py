@@ -34,7 +34,7 @@ class Form(NamedTuple):
 
 FULL = Form(processes=3, rounds=12, crawls=4, share_of_crawl=1.0, seconds=0.05, share_of_target=1.0)
 SHORT = Form(
-    processes=1, rounds=9, crawls=1, share_of_crawl=0.25, seconds=0.02, share_of_target=0.5
+    processes=1, rounds=5, crawls=1, share_of_crawl=0.25, seconds=0.02, share_of_target=0.5
 )
 
 

@@ -84,8 +84,8 @@ def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "-n",
         dest="workers",
-        default=str(max(2, usable_cores())),
-        help="tests at a time (by default as many as there are cores, and 2 at least); 0 to debug",
+        default=str(usable_cores() + 1),
+        help="tests at a time (by default one more than there are cores: some wait); 0 to debug",
     )
     parser.add_argument("-m", dest="markers", default="", help="as pytest's own")
     parser.add_argument(

@@ -90,7 +90,7 @@ def at(number: int, do: Trouble, *, and_wait: bool = True) -> type:
                 await soon(lambda: not scheduler._unwritten)
                 do(scheduler)
                 if and_wait:
-                    scheduler.enqueue_request(Request(page({"number": 0, "text": "x" * 10**6})))
+                    scheduler.enqueue_request(Request(page({"number": 0, "text": "x" * 300_000})))
             return item
 
     return At
@@ -433,8 +433,11 @@ def is_refused_here(folder: Path) -> bool:
 
 @pytest.mark.parametrize(
     "are_refused",
-    [(is_refused_here,), (is_refused_elsewhere,), (is_refused_here, is_refused_elsewhere)],
-    ids=["here", "elsewhere", "here and elsewhere"],
+    [
+        pytest.param((is_refused_here,), id="here"),
+        pytest.param((is_refused_elsewhere,), id="elsewhere", marks=pytest.mark.crawl),
+        pytest.param((is_refused_here, is_refused_elsewhere), id="both", marks=pytest.mark.crawl),
+    ],
 )
 async def test_another_crawler_is_refused_and_the_first_goes_on(
     folder: Path, are_refused: tuple[Callable[[Path], bool], ...]
@@ -452,6 +455,7 @@ async def test_another_crawler_is_refused_and_the_first_goes_on(
     check_free(folder)
 
 
+@pytest.mark.crawl
 async def test_a_crawl_is_refused_while_another_has_the_job(folder: Path) -> None:
     async with opened(folder, spider=Starting) as job:
         job.push(TREE)

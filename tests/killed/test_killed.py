@@ -216,7 +216,7 @@ def test_dying_at_any_statement_of_the_writing_thread_loses_nothing(
     make: Callable[..., TreeJob], tell: Callable[[str], None]
 ) -> None:
     deaths = 0
-    for statement in range(1, 60, 1 if IS_FULL else 6):
+    for statement in range(1, 60, 1 if IS_FULL else 9):
         job = make(12)
         if job.run(faults={"die_at": statement}) != 0:
             deaths += 1
