@@ -44,6 +44,7 @@ PRAGMA user_version = {VERSION};
 
 _MOST_VALUES = 999  # in one statement, for SQLite before 3.32
 _ID = struct.Struct("<q")
+_MOST_NOTED = 1 << 22  # bytes of notes: of 250,000 requests and more
 _CLOSING = 0
 """In the place of an id: from here on, the crawl was closing."""
 
@@ -156,7 +157,9 @@ class JobFile:
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._work = -1
+        self._in_work: dict[int, None] = {}
         self._left = b""
+        self._noted = 0
         self._inode = self._run = 0
 
     def open(self, max_deaths: int) -> Found:
@@ -181,9 +184,7 @@ class JobFile:
                 found = _read(writer, is_new, run, noted, max_deaths)
                 self._run = _get(writer, "run")
             self._inode = self.path.stat().st_ino
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC
-            self._work = os.open(self.folder / _WORK, flags, 0o600)
-            self.note_given(self._run)
+            self._note_anew()
         except BaseException as error:
             self.close()
             if isinstance(error, (OSError, sqlite3.Error)):
@@ -193,17 +194,36 @@ class JobFile:
 
     def note_given(self, number: int) -> None:
         """Note that the request *number* is in work from now on."""
-        os.write(self._work, self._left + _ID.pack(number))
+        self._in_work[number] = None
+        self._noted += os.write(self._work, self._left + _ID.pack(number))
         self._left = b""
+        if self._noted > _MOST_NOTED:
+            self._note_anew()
 
     def note_left(self, number: int) -> None:
         """Note with what is given next that the request *number* is no longer in work."""
+        self._in_work.pop(number, None)
         self._left += _ID.pack(-number)
 
     def note_closing(self) -> None:
         """Note that a request in work from now on is not what a death comes from."""
         if self._work >= 0:
-            os.write(self._work, _ID.pack(_CLOSING))
+            self.note_given(_CLOSING)
+
+    def _note_anew(self) -> None:
+        """Note what is in work in a new file, in the place of the one that has grown long."""
+        path = self.folder / _WORK
+        new = path.with_suffix(".new")
+        work = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            self._noted = os.write(work, b"".join(map(_ID.pack, [self._run, *self._in_work])))
+            new.replace(path)
+        except BaseException:
+            os.close(work)
+            raise
+        if self._work >= 0:
+            os.close(self._work)
+        self._work = work
 
     def read(self, number: int) -> bytes | None:
         """Return the stored request *number*, ``None`` if it is not there."""

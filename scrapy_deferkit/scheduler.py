@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 from collections import deque
+from contextlib import suppress
 from hashlib import blake2b
 from itertools import chain
 from time import perf_counter
@@ -538,7 +539,9 @@ class Scheduler(BaseScheduler):
 
     async def _on_closing(self, close: Callable[..., Awaitable[None]], reason: str) -> None:
         if self._file is not None:
-            self._file.note_closing()
+            # On a full disk, a death from now on is blamed on what is in work.
+            with suppress(OSError):
+                self._file.note_closing()
         await close(reason=reason)
 
     def _on_failed(self, request: Request, error: BaseException | None) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scrapy_deferkit._jobfile import Batch, JobFile, Queue
+from scrapy_deferkit import _jobfile
+from scrapy_deferkit._jobfile import Batch, JobFile, Queue, look
 
 from .running import rows
 
@@ -48,3 +49,26 @@ def test_a_thread_that_writes_needs_the_interpreter_lock_a_few_times_only(file: 
         [],
     )
     assert len(executed) < 60
+
+
+def test_the_notes_of_what_is_in_work_do_not_grow_for_ever(
+    file: JobFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_jobfile, "_MOST_NOTED", 1000)
+    notes = file.folder / "deferkit.work"
+    requests = [(n, 1, b"") for n in range(1, 2001)]
+    file.write(Batch(queues=[Queue(1, "/0", "a.example")], requests=requests), [])
+    for number in range(1, 1001):
+        file.note_given(number)
+        assert notes.stat().st_size < 1020
+        if number > 3:
+            file.note_left(number)
+    file.note_given(1001)
+    assert look(file.folder).in_work == 4  # as the process dies now
+    assert not notes.with_suffix(".new").exists()
+    file.note_closing()
+    for number in range(1002, 1102):
+        file.note_given(number)
+        file.note_left(number)
+    file.close()
+    assert look(file.folder).last_run == "closed"
