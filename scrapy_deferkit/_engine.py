@@ -1,8 +1,9 @@
 """The engine: chaining, errbacks, fan-out and bounded iteration, written once.
 
-Each function here is a coroutine that runs until something is pending and only then waits. A value
-that is not pending goes straight on: no Deferred, no task, no turn of the loop. How a pending
-value is waited for is the *face*'s business:
+A value that is not pending goes straight on: no Deferred, no task, no turn of the loop. What is
+pending is waited for in one of two ways. A function that is called ``start_...`` returns a Deferred
+and becomes Twisted's own formulation there; its namesake is a coroutine that awaits. An iteration
+has a *face* for that:
 
 * ``COROUTINE`` awaits coroutines as they are, and Deferreds as the runtime wants them;
 * ``DeferredFace`` waits for Deferreds alone, so :func:`start` can run the coroutine up to its first
@@ -50,10 +51,10 @@ if TYPE_CHECKING:
         Coroutine,
         Iterable,
         Iterator,
-        Sequence,
     )
 
     Callback = Callable[..., Any]
+    Pair = tuple[Callback | None, Callback | None]
 
 # What a value means to the engine. Falsy: an ordinary value. From _GENERATOR on: perhaps pending.
 _VALUE, _NOTHING, _FAILURE, _GENERATOR, _PENDING = range(5)
@@ -123,23 +124,15 @@ class Steps(tuple["Callback", ...]):  # noqa: SLOT001 - what it stands for hangs
 
 
 class Face(Protocol):
-    """How a pending value is waited for, and how a Failure leaves the engine."""
+    """How a pending value is waited for."""
 
     @property
     def is_cancelled(self) -> bool:
         """Whether what runs has been cancelled, and goes no further."""
         ...
 
-    @property
-    def cancelled(self) -> tuple[type[BaseException], ...]:
-        """Exceptions that mean the work itself is cancelled: nothing may catch them."""
-        ...
-
     def wait(self, pending: Any) -> Awaitable[Any]:
         """Give what the engine awaits for *pending*: its result, or a Failure."""
-
-    def leave(self, failure: Failure) -> Any:
-        """Return *failure* as the result, or raise it."""
 
     def turn(self) -> Awaitable[Any]:
         """Return what the engine awaits to let the loop have a turn."""
@@ -149,18 +142,12 @@ class Face(Protocol):
 
 
 class _CoroutineFace:
-    cancelled = CANCELLED
     is_cancelled = False  # its cancellation is an exception where it waits
 
     def wait(self, pending: Any) -> Awaitable[Any]:
         if type(pending) is _COROUTINE or not isinstance(pending, Deferred):
             return pending
         return _settle(pending, to_awaitable)
-
-    def leave(self, failure: Failure) -> Any:
-        if isinstance(failure.value, StopIteration):
-            raise not_stopping(failure.value) from failure.value
-        failure.raiseException()
 
     def turn(self) -> Awaitable[Any]:
         return turn()
@@ -172,10 +159,6 @@ class _CoroutineFace:
 class DeferredFace:
     """Waits for Deferreds alone; made anew for each run, which :func:`start` starts."""
 
-    # Here a cancelled callback is a failure like another, as in a chain of Deferreds: cancelling
-    # the whole is start()'s, which runs nothing further.
-    cancelled: tuple[type[BaseException], ...] = ()
-
     is_cancelled = False
 
     def wait(self, pending: Any) -> Awaitable[Any]:
@@ -184,9 +167,6 @@ class DeferredFace:
         if self.is_cancelled:
             deferred.cancel()
         return _settle(deferred, _as_it_is)
-
-    def leave(self, failure: Failure) -> Any:
-        return failure
 
     def turn(self) -> Awaitable[Any]:
         passed: Deferred[None] = Deferred()
@@ -235,8 +215,6 @@ def start(function: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Defe
         waiting = coroutine.send(None)
     except StopIteration as done:
         return succeed(done.value)
-    except BaseException:
-        return fail(Failure())
     return _rest(coroutine, waiting, face)
 
 
@@ -270,21 +248,14 @@ def _rest(
 
 
 def advance(
-    left: Iterator[Callback],
-    value: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    face: Face | None = None,
+    left: Iterator[Callback], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, int]:
     """Call one callback after the other while they return ordinary values, each with the last one.
 
-    Gives the last result and its kind: falsy when all that was *left* has been called. Raises
-    ``CancelledError`` in the place of the next callback once *face* is cancelled.
+    Gives the last result and its kind: falsy when all that was *left* has been called.
     """
     extra = bool(args or kwargs)
     for callback in left:
-        if face is not None and face.is_cancelled:
-            raise CancelledError
         value = callback(value, *args, **kwargs) if extra else callback(value)
         try:
             kind = _KINDS[type(value)]
@@ -295,49 +266,66 @@ def advance(
     return value, _VALUE
 
 
-async def chain(
-    callbacks: Iterable[Callback],
-    value: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    face: Face,
-    left: Iterator[Callback] | None = None,
-) -> Any:
+def start_chain(
+    callbacks: tuple[Callback, ...], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Deferred[Any]:
     """Call one callback after the other, each with the result of the one before it.
 
     The formulation is a Deferred with ``addCallback``: a Failure, given or returned, ends it. With
-    *left*, *value* is what the last callback gave, and those in it have not been called.
+    the first result that is pending it becomes one.
     """
-    waited: Face | None = None
+    if isinstance(value, Failure):
+        return fail(value)
+    left = iter(callbacks)
+    kind = _NOTHING
+    try:
+        while kind:
+            value, kind = advance(left, value, args, kwargs)
+            if kind == _FAILURE:
+                return fail(value)
+            if kind == _PENDING or (kind == _GENERATOR and is_awaitable(value)):
+                return Chained(value, ((callback, None) for callback in left), args, kwargs)
+    except BaseException:
+        return fail(Failure())
+    return succeed(value)
+
+
+async def chain(
+    callbacks: tuple[Callback, ...],
+    value: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    left: Iterator[Callback] | None = None,
+) -> Any:
+    """Do as :func:`start_chain` does, in a coroutine.
+
+    With *left*, *value* is what the last callback gave, and those in it have not been called.
+    """
     forget: Callback | None = None
     kind = _VALUE
     if left is not None:
         kind = _kind_of(value)
     elif isinstance(value, Failure):
-        return face.leave(value)
+        return _raised(value)
     else:
         left = iter(callbacks)
     try:
         while True:
             if not kind:
-                value, kind = advance(left, value, args, kwargs, waited)
+                value, kind = advance(left, value, args, kwargs)
                 if not kind:
                     return value
             while kind == _PENDING or (kind == _GENERATOR and is_awaitable(value)):
-                if waited is None:
-                    waited = face  # before it, nobody could cancel
-                    if isinstance(callbacks, Steps):
-                        forget = note_wait(callbacks, left)
-                value = await face.wait(value)
+                if forget is None and isinstance(callbacks, Steps):
+                    forget = note_wait(callbacks, left)
+                value = await COROUTINE.wait(value)
                 kind = _KINDS[type(value)] if type(value) in _KINDS else _learn(type(value))
             if kind == _FAILURE:
-                return face.leave(value)
+                return _raised(value)
             if kind == _NOTHING and isinstance(callbacks, Steps):
                 raise callbacks.nothing_returned(_position(callbacks, left))
             kind = _VALUE
     except StopIteration as stop:
-        if not face.cancelled:
-            return Failure()
         error = not_stopping(stop)
         if isinstance(callbacks, Steps):
             callbacks.failed(_position(callbacks, left), error)
@@ -356,7 +344,7 @@ def resume(left: Iterator[Callback], value: Any) -> Coroutine[Any, Any, Any]:
 
     Failures are raised.
     """
-    return chain((), value, (), {}, COROUTINE, left)
+    return chain((), value, (), {}, left)
 
 
 def _position(steps: Steps, left: Iterator[Callback]) -> int:
@@ -414,56 +402,139 @@ def waiting_in(waits: Waits) -> str | None:
     )
 
 
+def _raised(failure: Failure) -> Any:
+    """Raise what *failure* holds, in a form that a coroutine may raise."""
+    if isinstance(failure.value, StopIteration):
+        raise not_stopping(failure.value) from failure.value
+    failure.raiseException()
+
+
 def not_stopping(_: StopIteration) -> RuntimeError:
     """Make an exception that a coroutine may raise of one that would end it."""
     return RuntimeError("a callback raised StopIteration (from a next() without a default?)")
 
 
-async def chain_both(
-    callbacks: Sequence[Callback | None],
-    errbacks: Sequence[Callback | None],
+def _advance_both(
+    left: Iterator[Pair],
     value: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    face: Face,
-) -> Any:
-    """Call the callback or the errback of one pair after the other; ``None`` passes through.
+    passing: tuple[type[BaseException], ...] = (),
+) -> tuple[Any, bool]:
+    """Call the callback or the errback of each pair that is *left*; ``None`` passes through.
 
-    The formulation is a Deferred with ``addCallbacks``: an errback handles failures of the pairs
-    before its own.
+    Gives the last result, a Failure of what was raised but what is *passing*, and whether it is
+    pending.
     """
-    for callback, errback in zip(callbacks, errbacks, strict=True):
-        if face.is_cancelled:
-            raise CancelledError
+    for callback, errback in left:
         handler = errback if isinstance(value, Failure) else callback
         if handler is None:
             continue
-        value = await _call(handler, value, args, kwargs, face)
-    return face.leave(value) if isinstance(value, Failure) else value
-
-
-async def _call(
-    handler: Callback, value: Any, args: tuple[Any, ...], kwargs: dict[str, Any], face: Face
-) -> Any:
-    """Call *handler* and wait for its result; every failure but a cancellation is a Failure."""
-    try:
-        result = handler(value, *args, **kwargs)
-    except face.cancelled:
-        raise
-    except BaseException:
-        return Failure()
-    while is_pending(result):
         try:
-            result = await face.wait(result)
-        except GeneratorExit:
-            raise
-        except face.cancelled:
+            value = handler(value, *args, **kwargs)
+        except passing:
             raise
         except BaseException:
-            return Failure()
-    if face.cancelled and isinstance(result, Failure) and result.check(*face.cancelled):
-        result.raiseException()
-    return result
+            value = Failure()
+        if is_pending(value):
+            return value, True
+        _let_pass(value, passing)
+    return value, False
+
+
+def _let_pass(value: Any, passing: tuple[type[BaseException], ...]) -> None:
+    """Raise *value* if it is a Failure of what is *passing*."""
+    if passing and isinstance(value, Failure) and value.check(*passing):
+        value.raiseException()
+
+
+def start_chain_both(
+    pairs: Iterable[Pair], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Deferred[Any]:
+    """Call the callback or the errback of one pair after the other; ``None`` passes through.
+
+    The formulation is a Deferred with ``addCallbacks``: an errback handles failures of the pairs
+    before its own. With the first result that is pending it becomes one.
+    """
+    left = iter(pairs)
+    value, pending = _advance_both(left, value, args, kwargs)
+    if pending:
+        return Chained(value, left, args, kwargs)
+    return fail(value) if isinstance(value, Failure) else succeed(value)
+
+
+async def chain_both(
+    pairs: Iterable[Pair], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Do as :func:`start_chain_both` does, in a coroutine, whose cancellation no errback sees."""
+    left = iter(pairs)
+    while True:
+        value, pending = _advance_both(left, value, args, kwargs, CANCELLED)
+        if not pending:
+            return _raised(value) if isinstance(value, Failure) else value
+        while is_pending(value):
+            try:
+                value = await COROUTINE.wait(value)
+            except GeneratorExit:
+                raise
+            except CANCELLED:
+                raise
+            except BaseException:
+                value = Failure()
+        _let_pass(value, CANCELLED)
+
+
+def _as_deferred(pending: Any) -> Deferred[Any]:
+    """Return a Deferred of what *pending* comes to; a coroutine may return what is pending, too."""
+    return pending if isinstance(pending, Deferred) else to_deferred(resolve(pending))
+
+
+class Chained(Deferred[Any]):
+    """The Deferred of a chain that waits for *pending*, and then calls the *pairs* in turn.
+
+    They are its own callbacks: Twisted runs chains of chains without recursion. Cancelled, it
+    cancels what is outstanding, calls nothing further, and fails with ``CancelledError``.
+    """
+
+    def __init__(
+        self, pending: Any, pairs: Iterable[Pair], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self._is_cancelled = False
+        self._args, self._kwargs = args, kwargs
+        self.addCallback(lambda _: self._begun(pending))
+        for callback, errback in pairs:
+            self.addCallbacks(
+                self._call, self._call, callbackArgs=(callback,), errbackArgs=(errback,)
+            )
+        self.addBoth(self._end)
+        self.callback(None)
+
+    def cancel(self) -> None:
+        """Cancel what is outstanding; nothing further is called."""
+        self._is_cancelled = True
+        super().cancel()
+
+    def _call(self, value: Any, handler: Callback | None) -> Any:
+        if self._is_cancelled:
+            raise CancelledError
+        if handler is None:
+            return value
+        result = handler(value, *self._args, **self._kwargs)
+        return self._begun(result) if is_pending(result) else result
+
+    def _begun(self, pending: Any) -> Deferred[Any]:
+        deferred = _as_deferred(pending)
+        if self._is_cancelled:  # by the handler that has begun it
+            deferred.cancel()
+        return deferred
+
+    def _end(self, result: Any) -> Any:
+        if self._is_cancelled and not (
+            isinstance(result, Failure) and result.check(CancelledError)
+        ):
+            raise CancelledError
+        return result
 
 
 _cancelled: WeakSet[Deferred[Any]] = WeakSet()
@@ -499,20 +570,13 @@ class Gate:
             cancel_once(deferred)
 
 
-async def fan_out(
-    callbacks: Iterable[Callback],
-    value: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    face: Face,
-) -> Any:
-    """Call every callback with *value*; give the results in order, or the first failure.
+def _call_each(
+    callbacks: Iterable[Callback], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Any], bool]:
+    """Call every callback with *value*; give the outcomes, and whether any is no plain value.
 
-    The formulation is a ``DeferredList`` with ``fireOnOneErrback`` and ``consumeErrors``: all are
-    called, the first failure is delivered as itself, and the others go on unheard.
+    What was raised is a Failure, and what is pending a Deferred.
     """
-    if isinstance(value, Failure):
-        return face.leave(value) if any(True for _ in callbacks) else []
     outcomes: list[Any] = []
     special = False
     for callback in callbacks:
@@ -523,12 +587,40 @@ async def fan_out(
         if _kind_of(outcome):
             special = True
             if is_pending(outcome):
-                outcome = to_deferred(outcome)
+                outcome = _as_deferred(outcome)
         outcomes.append(outcome)
+    return outcomes, special
+
+
+def start_fan_out(
+    callbacks: tuple[Callback, ...], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Deferred[Any]:
+    """Call every callback with *value*; give the results in order, or the first failure.
+
+    The formulation is a ``DeferredList`` with ``fireOnOneErrback`` and ``consumeErrors``: all are
+    called, the first failure is delivered as itself, and the others go on unheard.
+    """
+    if isinstance(value, Failure):
+        return fail(value) if callbacks else succeed([])
+    outcomes, special = _call_each(callbacks, value, args, kwargs)
+    if not special:
+        return succeed(outcomes)
+    if len(outcomes) == 1 and isinstance(outcomes[0], Deferred):  # as below, without recursion
+        return Chained(outcomes[0], [(lambda result: [result], None)], (), {})
+    return _all_or_first_failure(outcomes).addCallback(lambda failure: failure or outcomes)
+
+
+async def fan_out(
+    callbacks: tuple[Callback, ...], value: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Do as :func:`start_fan_out` does, in a coroutine."""
+    if isinstance(value, Failure):
+        return _raised(value) if callbacks else []
+    outcomes, special = _call_each(callbacks, value, args, kwargs)
     if special:
-        failure = await face.wait(_all_or_first_failure(outcomes))
+        failure = await COROUTINE.wait(_all_or_first_failure(outcomes))
         if failure is not None:
-            return face.leave(failure)
+            return _raised(failure)
     return outcomes
 
 
@@ -1097,7 +1189,7 @@ async def resolve(value: Any) -> Any:
     """Give *value* once it is no longer pending; raise it where it is a Failure."""
     while is_pending(value):
         value = await COROUTINE.wait(value)
-    return COROUTINE.leave(value) if isinstance(value, Failure) else value
+    return _raised(value) if isinstance(value, Failure) else value
 
 
 async def ordered(

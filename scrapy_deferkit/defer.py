@@ -15,7 +15,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from ._engine import COROUTINE, Coiterators, CoiteratorsInTurns, chain, chain_both, fan_out, start
+from ._engine import (
+    Coiterators,
+    CoiteratorsInTurns,
+    chain,
+    chain_both,
+    fan_out,
+    start_chain,
+    start_chain_both,
+    start_fan_out,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
@@ -35,6 +44,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+_E = TypeVar("_E")
 _P = ParamSpec("_P")
 
 
@@ -91,7 +101,7 @@ def process_chain(
     The first gets *input*; all get the extra arguments as well. A failure, raised or returned as
     a ``Failure``, ends the chain and fails the Deferred; so does an *input* that is a ``Failure``.
     """
-    return start(chain, callbacks, input, a, kw)
+    return start_chain(_taken(callbacks), input, a, kw)
 
 
 def process_chain_async(
@@ -101,7 +111,7 @@ def process_chain_async(
     **kw: _P.kwargs,
 ) -> Coroutine[Any, Any, Any]:
     """Do as :func:`process_chain` does, to be awaited; a failure is raised."""
-    return chain(callbacks, input, a, kw, COROUTINE)
+    return chain(_taken(callbacks), input, a, kw)
 
 
 def process_chain_both(
@@ -120,7 +130,7 @@ def process_chain_both(
 
     Raises :exc:`ValueError` when there are not as many *errbacks* as *callbacks*.
     """
-    return start(chain_both, *_pairs(callbacks, errbacks), input, a, kw)
+    return start_chain_both(_pairs(callbacks, errbacks), input, a, kw)
 
 
 def process_chain_both_async(
@@ -134,10 +144,15 @@ def process_chain_both_async(
 
     Cancellation is no failure here: no errback sees it.
     """
-    return chain_both(*_pairs(callbacks, errbacks), input, a, kw, COROUTINE)
+    return chain_both(_pairs(callbacks, errbacks), input, a, kw)
 
 
-def _pairs(callbacks: Iterable[_T], errbacks: Iterable[_T]) -> tuple[list[_T], list[_T]]:
+def _taken(callbacks: Iterable[_T]) -> tuple[_T, ...]:
+    """Take all *callbacks* before the first is called: calls may change where they came from."""
+    return callbacks if isinstance(callbacks, tuple) else tuple(callbacks)
+
+
+def _pairs(callbacks: Iterable[_T], errbacks: Iterable[_E]) -> list[tuple[_T, _E]]:
     callbacks, errbacks = list(callbacks), list(errbacks)
     if len(callbacks) != len(errbacks):
         raise ValueError(
@@ -145,7 +160,7 @@ def _pairs(callbacks: Iterable[_T], errbacks: Iterable[_T]) -> tuple[list[_T], l
             f"{len(callbacks)} callbacks and {len(errbacks)} errbacks; "
             "put None where a pair has no callback or no errback"
         )
-    return callbacks, errbacks
+    return list(zip(callbacks, errbacks, strict=True))
 
 
 def process_parallel(
@@ -159,7 +174,7 @@ def process_parallel(
     All are called, and what is pending is waited for together. The first failure fails the
     Deferred, as itself; what the others then do is not heard.
     """
-    return start(fan_out, callbacks, input, a, kw)
+    return start_fan_out(_taken(callbacks), input, a, kw)
 
 
 def process_parallel_async(
@@ -169,4 +184,4 @@ def process_parallel_async(
     **kw: _P.kwargs,
 ) -> Coroutine[Any, Any, list[Any]]:
     """Do as :func:`process_parallel` does, to be awaited; a failure is raised."""
-    return fan_out(callbacks, input, a, kw, COROUTINE)
+    return fan_out(_taken(callbacks), input, a, kw)

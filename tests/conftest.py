@@ -134,8 +134,8 @@ def runtime() -> str:
 
 
 @pytest.fixture(autouse=True)
-def nothing_goes_unheard() -> Iterator[None]:
-    """Fail the test whose Deferreds or tasks failed with nobody to hear it."""
+def unhandled() -> Iterator[list[str]]:
+    """Fail the test whose Deferreds or tasks failed with nobody to hear it; yield what was told."""
     heard: list[str] = []
 
     def observe(event: dict[str, Any]) -> None:
@@ -149,7 +149,7 @@ def nothing_goes_unheard() -> Iterator[None]:
     handler = Handler(logging.ERROR)
     globalLogPublisher.addObserver(observe)
     logging.getLogger("asyncio").addHandler(handler)
-    yield
+    yield heard
     globalLogPublisher.removeObserver(observe)
     logging.getLogger("asyncio").removeHandler(handler)
     assert not heard, "\n".join(heard)
