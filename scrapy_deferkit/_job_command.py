@@ -67,7 +67,7 @@ def _described_aside(request: Aside) -> dict[str, Any]:
 def _show(job: Look, folder: Path) -> None:
     in_work = "in work" if job.last_run == "running" else "in work when it ended"
     figures = {
-        f"run {job.runs}": job.last_run if job.reason is None else f"{job.last_run}, {job.reason}",
+        f"run {job.runs}": _ended(job),
         "waiting": job.waiting,
         in_work: job.in_work,
         "seen": job.seen,
@@ -80,6 +80,12 @@ def _show(job: Look, folder: Path) -> None:
         rows = (tuple(_described_aside(request).values()) for request in job.aside)
         _put(("id", "method", "URL", "deaths", "reason"), rows)
         sys.stdout.write(f"To crawl what is set aside: scrapy deferkit job {folder} --retry\n")
+
+
+def _ended(job: Look) -> str:
+    if job.last_run != "closed":
+        return job.last_run
+    return "cut off while it closed" if job.reason is None else f"closed, {job.reason}"
 
 
 def _put(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> None:

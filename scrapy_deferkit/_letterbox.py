@@ -103,6 +103,14 @@ class LetterBox:
         """Remove a letter that has been delivered."""
         self._add("delivered", letter_id).addErrback(self._log_not_removed, letter_id)
 
+    def remove(self, letter_id: str) -> None:
+        """Remove a letter that nobody needs any more."""
+        self._add("remove", letter_id).addErrback(
+            lambda failure: self._log(
+                "The dead letter %s could not be removed: %s", letter_id, failure.value
+            )
+        )
+
     def _log_not_removed(self, failure: Failure, letter_id: str) -> None:
         count(self._crawler, "replay/not_removed")
         said = "The dead letter %s was delivered and could not be removed: %s"
@@ -132,7 +140,7 @@ class LetterBox:
 
     async def _write_some(self, kind: str, some: list[tuple[Any, Deferred[None]]]) -> None:
         whats = [what for what, _ in some]
-        owner = () if kind == "put" else (self.owner,)
+        owner = () if kind in {"put", "remove"} else (self.owner,)
         try:
             await self.patiently(lambda store: getattr(store, kind)(*owner, whats))
         except Exception as error:

@@ -80,7 +80,8 @@ def _keep_the_job(settings: BaseSettings) -> list[str]:
     if settings["SCHEDULER"] == default_settings.SCHEDULER:
         settings.set("SCHEDULER", "scrapy_deferkit.Scheduler", "addon")
     scheduler = load_object(settings["SCHEDULER"])
-    if not (isinstance(scheduler, type) and issubclass(scheduler, Scheduler)):
+    # Not issubclass(): Scrapy's BaseScheduler says yes to whatever has the methods.
+    if Scheduler not in getattr(scheduler, "__mro__", ()):
         logger.info(
             "SCHEDULER is %s, which was set in this project: what is in work when the process dies "
             "is that scheduler's to keep. Dead letters are kept all the same",

@@ -328,6 +328,12 @@ class DeadLetters:
             _forget_tracebacks(connection)
             return ours
 
+    def remove(self, ids: Iterable[str]) -> None:
+        """Remove *ids*, whoever holds them."""
+        with self._transaction(write=True) as connection:
+            connection.execute(sa.delete(_letters).where(_columns.id.in_(list(ids))))
+            _forget_tracebacks(connection)
+
     def failed_again(self, owner: str, failures: Iterable[Failed]) -> None:
         """Note the new failures of letters that *owner* holds, and give their leases up.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 from collections import deque
 from contextlib import suppress
 from hashlib import blake2b
@@ -173,6 +174,8 @@ class Scheduler(BaseScheduler):
             # Last of those who hear of it: they may change spider.state.
             self._crawler.signals.connect(self._end, signals.spider_closed)
             self._is_open = True
+        elif self._crawler.settings["JOBDIR"]:
+            spider.state = {}  # type: ignore[attr-defined]  # in `scrapy parse`, say
         return self.df.open()  # type: ignore[no-any-return]
 
     def close(self, reason: str) -> Deferred[None] | None:
@@ -317,11 +320,13 @@ class Scheduler(BaseScheduler):
         self._stats.set_value("deferkit/job/resumed", len(found.in_work))
         self._log(
             logging.INFO,
-            "The job in %s goes on, whose last run %s: %d requests were in work and go first, "
-            "%d wait, %d pages have been seen, %d requests are set aside",
+            "The job in %s goes on, whose last run %s. In work then, and first now: %d; %d of "
+            "them alone, since runs died with them; waiting: %d; asked for in all: %d; set aside: "
+            "%d",
             self._file.folder,
             "died" if found.has_died else "was closed",
             len(found.in_work),
+            len(self._suspects),
             len(self.dqs),
             len(found.seen),
             found.aside,
@@ -369,8 +374,8 @@ class Scheduler(BaseScheduler):
                 self._has_told_of_memory = True
                 self._log(
                     logging.WARNING,
-                    "%s cannot be stored: %s. It stays in memory and is lost if the process dies, "
-                    "and so are others of its kind",
+                    "%s cannot be stored: %s. It stays in memory, is lost if it still waits when "
+                    "the run ends, and so are others of its kind",
                     request,
                     error,
                 )
@@ -455,7 +460,8 @@ class Scheduler(BaseScheduler):
         except MemoryError:
             raise  # it says nothing of the request
         except Exception as error:
-            reason = f"it cannot be read: {text_of(error)}"
+            # Without addresses in memory, so that those of one kind look alike.
+            reason = f"it cannot be read: {re.sub(' at 0x[0-9a-fA-F]+', '', text_of(error))}"
             self._batch.aside.append((reason, number))
             self._write_soon()
             aside = Aside(number, data, 0, reason)
@@ -587,7 +593,7 @@ class Scheduler(BaseScheduler):
             self._left.append(number)
             delivery = crawl_of(self._crawler).delivery
             if number in self._letters and delivery is not None:  # it was put back
-                delivery.letters.delivered(self._letters.pop(number))
+                delivery.letters.remove(self._letters.pop(number))
         elif request in self._fingerprint_later:
             seen.append((self._fingerprint_later.pop(request),))
         self._write_soon()

@@ -6,12 +6,14 @@ import logging
 from typing import Any
 
 import pytest
+from scrapy.core.scheduler import Scheduler as ScrapysScheduler
+from scrapy.extensions.spiderstate import SpiderState
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.settings import Settings
 from scrapy.utils.conf import build_component_list
 from scrapy.utils.test import get_crawler
 
-from scrapy_deferkit import Addon, DeferKitItemProcessor, StackConfigError
+from scrapy_deferkit import Addon, DeferKitItemProcessor, Scheduler, StackConfigError
 from scrapy_deferkit.gate import ItemGate
 from scrapy_deferkit.report import Report
 from scrapy_deferkit.testing import mock_crawler
@@ -20,6 +22,14 @@ from .crawls.tracing import Shop, crawl
 from .itemprocessor.crawling import crawl_with, numbered, numbers, page
 
 ADDONS = {"scrapy_deferkit.Addon": 500}
+
+
+class OwnScheduler(Scheduler):
+    pass
+
+
+class ScrapysOwn(ScrapysScheduler):
+    pass
 
 
 class OwnProcessor(DeferKitItemProcessor):
@@ -196,3 +206,26 @@ def test_a_bad_value_fails_at_start_up_and_is_named(name: str, value: Any, by_ad
     with pytest.raises(StackConfigError, match=name) as caught:
         start()
     assert str(value) in str(caught.value)
+
+
+@pytest.mark.no_runtime
+@pytest.mark.parametrize(
+    ("scheduler", "is_ours"),
+    [
+        ("scrapy_deferkit.Scheduler", True),
+        (OwnScheduler, True),
+        (None, True),
+        ("scrapy.core.scheduler.Scheduler", False),
+        (ScrapysOwn, False),
+    ],
+)
+def test_with_a_jobdir_our_scheduler_keeps_the_state_and_scrapys_extension_another(
+    caplog: pytest.LogCaptureFixture, scheduler: Any, is_ours: bool
+) -> None:
+    chosen = {} if scheduler is None else {"SCHEDULER": scheduler}
+    settings = settings_of(JOBDIR="jobs/books", **chosen)
+    assert settings["SCHEDULER"] == (scheduler or "scrapy_deferkit.Scheduler")
+    assert (SpiderState in settings["EXTENSIONS"]) == is_ours  # it is switched off there
+    said = messages(caplog, "INFO")
+    assert ("the scheduler that survives a crash" in said[-1]) == is_ours
+    assert any(line.startswith("SCHEDULER is") for line in said) != is_ours

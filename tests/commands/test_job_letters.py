@@ -66,12 +66,14 @@ def test_each_has_one_letter_that_says_where_it_is_put_back(project: Project) ->
     assert requests_of(project) == {}
 
 
-def test_what_is_put_back_and_set_aside_again_is_the_same_letter(project: Project) -> None:
+def test_the_letter_of_what_is_put_back_goes_when_it_is_crawled_or_is_tried_again(
+    project: Project,
+) -> None:
     begin(project)
     crawl(project)
     project.scrapy("deferkit", "job", "job", "--retry")
     crawl(project)
-    assert requests_of(project) == {KILLER: 1, GONE: 2}
+    assert requests_of(project) == {GONE: 2}
     shown = json.loads(project.scrapy("deferkit", "job", "job", "--json").stdout)
     assert [it["url"] for it in shown["aside"]] == [GONE]
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from scrapy.dupefilters import BaseDupeFilter, RFPDupeFilter
 from scrapy.exceptions import CloseSpider
+from scrapy.extensions.spiderstate import SpiderState
 from scrapy.http import Request
 from scrapy.pqueues import ScrapyPriorityQueue
 from scrapy.squeues import FifoMemoryQueue
@@ -727,3 +728,23 @@ def test_what_is_no_crawl_leaves_a_job_alone(
         k: v for k, v in before.items() if "deferkit." in k
     }
     assert ("job/deferkit.sqlite" in after) == has_job
+
+
+class Parsed(Starting):
+    """A spider in ``scrapy parse``, whose start() is that command's."""
+
+    async def start(self) -> AsyncIterator[Any]:
+        return
+        yield
+
+
+Parsed.start.__module__ = "scrapy.commands.parse"
+
+
+async def test_where_a_job_is_left_alone_callbacks_find_an_empty_state(folder: Path) -> None:
+    without = {SpiderState: None}  # as with the add-on
+    async with opened(folder, spider=Parsed, EXTENSIONS=without) as job:
+        assert job.crawler.spider.state == {}  # type: ignore[union-attr]
+        job.push("https://1.example/")
+        assert job.pop() is not None
+    assert not folder.exists()
