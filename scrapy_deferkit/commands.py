@@ -101,7 +101,9 @@ class Command(BaseRunSpiderCommand):
         )
         ScrapyCommand.add_options(self, letters)
         _add_filters(letters, "list and delete")
-        letters.add_argument("--spider", metavar="NAME", help="only those of this spider")
+        letters.add_argument(
+            "--spider", type=_text, metavar="NAME", help="only those of this spider"
+        )
         letters.add_argument("--json", action="store_true", help="JSON, for programs: list, show")
         letters.add_argument("--all", action="store_true", help="delete: no filter is needed")
         replay = add(
@@ -161,6 +163,8 @@ class Command(BaseRunSpiderCommand):
     def run(self, args: list[str], opts: argparse.Namespace) -> None:
         """Do what is asked for; the exit code tells how it went."""
         try:
+            if not all(map(str.strip, args)):
+                raise UsageError(f"{opts.what} is given an empty argument{_UNSET}")
             if opts.what == "replay":
                 self._replay(args, opts)
             elif opts.what == "job":
@@ -503,8 +507,10 @@ def _progress(total: int) -> Iterator[Callable[[], object] | None]:
 
 def _add_filters(parser: argparse.ArgumentParser, of: str) -> None:
     group = parser.add_argument_group(f"Which dead letters ({of})")
-    group.add_argument("--step", help="failed in this step, or in one within it")
-    group.add_argument("--error", metavar="TEXT", help="TEXT is in the error's type or message")
+    group.add_argument("--step", type=_text, help="failed in this step, or in one within it")
+    group.add_argument(
+        "--error", type=_text, metavar="TEXT", help="TEXT is in the error's type or message"
+    )
     for name in ("older", "newer"):
         group.add_argument(
             f"--{name}-than",
@@ -514,12 +520,27 @@ def _add_filters(parser: argparse.ArgumentParser, of: str) -> None:
             "or a date such as 2030-12-31 or 2030-12-31T23:59 (UTC)",
         )
     group.add_argument(
-        "--id", action="append", default=[], help="this one; its beginning will do (repeatable)"
+        "--id",
+        type=_text,
+        action="append",
+        default=[],
+        help="this one; its beginning will do (repeatable)",
     )
     group.add_argument("--limit", type=_whole_number, metavar="N", help="at most so many")
     parser.add_argument(
-        "--url", help="where the dead letters are, in the place of DEFERKIT_DEAD_LETTERS_URL"
+        "--url",
+        type=_text,
+        help="where the dead letters are, in the place of DEFERKIT_DEAD_LETTERS_URL",
     )
+
+
+_UNSET = ": leave it out, or see whether a shell variable is unset"
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ArgumentTypeError(f"it is empty{_UNSET}")
+    return text
 
 
 def _moment(text: str) -> datetime:
