@@ -182,11 +182,11 @@ async def test_as_many_failed_items_as_are_allowed_close_the_crawl(limit: Any) -
     assert "3 items" in message
 
 
-@pytest.mark.parametrize("limit", [None, 0, "0", "", 61])
+@pytest.mark.parametrize("limit", [None, 0, "0", "", 21])
 async def test_fewer_do_not(limit: Any) -> None:
-    trace = await crawl_failing(600, 10, limit, Failing)
+    trace = await crawl_failing(200, 10, limit, Failing)
     assert trace.reason == "finished"
-    assert len(trace.failed) == 60
+    assert len(trace.failed) == 20
 
 
 async def test_a_share_is_of_the_last_thousand_items() -> None:

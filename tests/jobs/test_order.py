@@ -16,8 +16,11 @@ from scrapy.http import Request
 from ..scale import third_of
 from .running import FIFO, OURS, PLAIN, SCRAPYS, Opened, opened, rows
 
-# Scrapy 2.15 leaves files of its queues open.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*requests.queue:ResourceWarning")
+pytestmark = [
+    pytest.mark.crawl,  # no runtime has a part in the order, but a loop is needed
+    # Scrapy 2.15 leaves files of its queues open.
+    pytest.mark.filterwarnings("ignore:unclosed file .*requests.queue:ResourceWarning"),
+]
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},

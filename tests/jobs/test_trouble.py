@@ -265,6 +265,7 @@ async def test_what_comes_after_the_crawl_has_closed_is_refused(
 READ_ONLY = "allow writing to it and to its folder"
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize("is_new", [True, False], ids=["a new job", "a job"])
 async def test_a_read_only_disk_is_refused(small_disk: Path, is_new: bool) -> None:
     folder = small_disk / "job"
@@ -280,6 +281,7 @@ async def test_a_read_only_disk_is_refused(small_disk: Path, is_new: bool) -> No
     assert numbers((await run(folder)).scraped) == ALL
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize(
     ("error", "fix"),
     [
@@ -308,6 +310,7 @@ async def test_what_the_system_says_at_the_start_is_said_with_its_fix(
     assert numbers((await run(folder)).scraped) == ALL
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize("name", ["file", "file/job"])
 async def test_a_jobdir_that_is_a_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
@@ -348,6 +351,7 @@ def make_others_without_a_version(path: Path) -> None:
 RESTORE = "restore it, or begin the job anew in another JOBDIR"
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize(
     ("spoil", "text"),
     [
@@ -377,6 +381,7 @@ class Stopping(Starting):
         raise CloseSpider("early")
 
 
+@pytest.mark.crawl
 @pytest.mark.filterwarnings("ignore:unclosed file .*requests.queue:ResourceWarning")
 async def test_a_job_that_scrapys_scheduler_began_is_refused_with_the_way_out(folder: Path) -> None:
     begun = await run(folder, spider=Stopping, SCHEDULER=SCRAPYS)
@@ -432,6 +437,7 @@ def is_refused_here(folder: Path) -> bool:
     return look(folder).last_run == "running"
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize(
     "are_refused",
     [
@@ -496,6 +502,7 @@ def path_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize("filter_class", [Filter, Bare])
 @pytest.mark.parametrize("is_path", [True, False], ids=["path", "class"])
 @pytest.mark.parametrize("has_job", [True, False], ids=["job", "memory"])
@@ -516,6 +523,7 @@ async def test_a_filter_of_the_users_is_asked_and_said(
         assert again.reason == "finished"
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize(
     "changed",
     [{"SCHEDULER_PRIORITY_QUEUE": PLAIN}, {"SCHEDULER_START_DISK_QUEUE": None}],
@@ -560,6 +568,7 @@ class Derived(ScrapyPriorityQueue):
     pass
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize("setting", ["SCHEDULER_DISK_QUEUE", "SCHEDULER_START_DISK_QUEUE"])
 async def test_a_queue_class_that_does_not_say_its_order_is_refused(
     folder: Path, setting: str
@@ -571,6 +580,7 @@ async def test_a_queue_class_that_does_not_say_its_order_is_refused(
     assert numbers(trace.scraped) == ALL
 
 
+@pytest.mark.crawl
 async def test_a_priority_queue_that_is_not_served_is_refused(folder: Path) -> None:
     said = await refused(folder, StackConfigError, SCHEDULER_PRIORITY_QUEUE=path_of(Other))
     assert said.startswith(f"SCHEDULER_PRIORITY_QUEUE = {path_of(Other)}: with a JOBDIR it is")
@@ -596,6 +606,7 @@ class Closing(Starting):
         self.state["closed"] = self.state.get("closed", 0) + 1
 
 
+@pytest.mark.crawl
 async def test_the_state_of_callbacks_and_of_the_end_is_there_in_the_next_run(folder: Path) -> None:
     await run(folder, spider=Counting)
     again = await run(folder, spider=Counting)
@@ -606,6 +617,7 @@ async def test_the_state_of_callbacks_and_of_the_end_is_there_in_the_next_run(fo
     )
 
 
+@pytest.mark.crawl
 async def test_a_state_that_only_the_end_changes_is_stored(folder: Path) -> None:
     for run_number in (1, 2, 3):
         trace = await run(folder, spider=Closing, pages=())
@@ -614,6 +626,7 @@ async def test_a_state_that_only_the_end_changes_is_stored(folder: Path) -> None
     assert pickle.loads(state) == {"closed": 3}
 
 
+@pytest.mark.crawl
 async def test_a_state_that_cannot_be_stored_closes_the_crawl(folder: Path) -> None:
     def spoil(scheduler: Any) -> None:
         scheduler._crawler.spider.state["lock"] = threading.Lock()
@@ -623,6 +636,7 @@ async def test_a_state_that_cannot_be_stored_closes_the_crawl(folder: Path) -> N
     assert (await check_goes_on(folder, trace)).spider.state == {}
 
 
+@pytest.mark.crawl
 async def test_a_state_that_cannot_be_read_is_refused(folder: Path) -> None:
     await put(folder, TREE)
     execute(folder, "INSERT OR REPLACE INTO meta VALUES ('state', ?)", b"no pickle")
@@ -646,6 +660,7 @@ class Deleting(Starting):
         yield
 
 
+@pytest.mark.crawl
 async def test_a_row_that_somebody_deleted_is_said_and_the_rest_is_crawled(folder: Path) -> None:
     await put(folder, *(page({"number": number}) for number in range(PAGES)))
     trace = await run(folder, spider=Deleting)
@@ -669,6 +684,7 @@ def forget(folder: Path) -> None:
 GONE = pickle.dumps({"url": "https://2.example/", "method": "GET", "callback": "gone"}, protocol=4)
 
 
+@pytest.mark.crawl
 @pytest.mark.parametrize(
     ("spoil", "what", "reason"),
     [
@@ -741,6 +757,7 @@ class Parsed(Starting):
 Parsed.start.__module__ = "scrapy.commands.parse"
 
 
+@pytest.mark.crawl
 async def test_where_a_job_is_left_alone_callbacks_find_an_empty_state(folder: Path) -> None:
     without = {SpiderState: None}  # as with the add-on
     async with opened(folder, spider=Parsed, EXTENSIONS=without) as job:
