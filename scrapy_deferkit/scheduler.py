@@ -128,6 +128,7 @@ class Scheduler(BaseScheduler):
         self._kept: set[Request] = set()
         self._fingerprint_later: dict[Request, bytes] = {}
         self._replaced: list[tuple[bytes]] = []  # as long as what replaces them may be in memory
+        self._ended: list[tuple[bytes]] = []  # of what was in memory, until its output is safe
         self._left: list[int] = []
         self._is_frozen = self._has_failed = False
         self._is_open = self._is_closing = self._has_closed = False
@@ -563,7 +564,7 @@ class Scheduler(BaseScheduler):
 
     def _on_scraped(self, request: Request) -> None:
         self._scraping.discard(request)
-        self._leave(request, self._batch.seen)
+        self._leave(request, self._ended)
 
     def _look(self) -> None:
         """Let those leave in whose place is another one: after a redirect, say."""
@@ -572,7 +573,7 @@ class Scheduler(BaseScheduler):
             if request not in self._scraping and not is_in_work(engine, request):
                 self._leave(request, self._replaced)
         if self._replaced and not (len(self.mqs) or _IN_MEMORY in self._in_work.values()):
-            self._batch.seen += self._replaced
+            self._ended += self._replaced
             self._replaced.clear()
 
     def _leave(self, request: Request, seen: list[tuple[bytes]]) -> None:
@@ -614,16 +615,17 @@ class Scheduler(BaseScheduler):
         self._look()
         batch, self._batch = self._batch, Batch()
         files: list[int] = []
-        if self._left and self._takes_state(batch):
+        if (self._left or self._ended) and self._takes_state(batch):
             try:
                 batch.feeds = self._feeds.flushed(files)
             except Exception as error:
                 self._fail(JobError(f"a feed could not be written: {text_of(error)}"), error)
             if not self._is_frozen:
                 batch.gone = [(number,) for number in self._left]
-            self._left = []
+                batch.seen += self._ended
+            self._left, self._ended = [], []
         if not batch:
-            if self._left:
+            if self._left or self._ended:
                 self._write_soon()
             return
         assert self._file is not None
@@ -655,7 +657,7 @@ class Scheduler(BaseScheduler):
             self._unwritten.pop(number, None)
         if self._is_careful and not self._unwritten:
             wake(self._engine)
-        if self._batch or self._left:
+        if self._batch or self._left or self._ended:
             self._write_soon()
 
     def _on_not_written(self, failure: Failure) -> None:
@@ -688,7 +690,7 @@ class Scheduler(BaseScheduler):
         if self._is_open:
             self._look()  # nothing may have been written since another took its place
             await self._lettering.until_none()
-            while self._writing is not None or self._batch or self._left:
+            while self._writing is not None or self._batch or self._left or self._ended:
                 if self._writing is None:
                     self._write()
                 if self._writing is None:  # it failed

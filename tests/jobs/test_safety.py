@@ -952,6 +952,14 @@ async def test_a_page_of_which_an_item_cannot_be_written_to_a_feed_is_crawled_ag
     assert lines_of(feed) == ITEMS
 
 
+@pytest.mark.parametrize("spider", [InMemory, InMemoryAndMoved], ids=named)
+async def test_the_next_run_leaves_in_the_feed_what_pages_in_memory_alone_have_brought(
+    job: Job, feed: Path, spider: type[Pages]
+) -> None:
+    await job.goes(spider, FEEDS={str(feed): {"format": "jsonlines"}})
+    assert lines_of(feed) == ITEMS
+
+
 # --------------------------------------------------------------------------------- order of things
 
 
