@@ -263,7 +263,8 @@ class Scheduler(BaseScheduler):
         may_kill = min(2, self._config.max_deaths - 1)
         self._suspects.extend(number for number, deaths in found.in_work if deaths >= may_kill)
         self._first.extend(number for number, deaths in found.in_work if deaths < may_kill)
-        self._is_careful = any(deaths for _, deaths in found.in_work)
+        # What has died at once may have died before it was in the file.
+        self._is_careful = found.has_died or any(deaths for _, deaths in found.in_work)
         priorities: dict[str, set[int]] = {}
         waiting: dict[str, list[deque[int]]] = {}
         for queue in found.queues:
