@@ -36,7 +36,14 @@ from ._scrapy import look_whether_to_close
 from ._stack import contained
 from ._watchdog import FIRST_WARNING, GRACE, Watchdog
 from .delivery import PIPELINES, Delivery, Visit, current_visit
-from .exceptions import ClosingError, StepTimeout, mark_step, step_of, text_of
+from .exceptions import (
+    ClosingError,
+    StackConfigError,
+    StepTimeout,
+    mark_step,
+    step_of,
+    text_of,
+)
 from .processor import is_stack
 from .stats import FOLD_AT, StepStats
 
@@ -84,18 +91,20 @@ class DeferKitItemProcessor(ItemPipelineManager):
     Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` if a setting is wrong.
     """
 
+    _has_begun = False
+    _calls: tuple[Callable[[Any], Any], ...] = ()
+    _timed: tuple[Any, ...] = ()
+
     def __init__(self, *middlewares: Any, crawler: Crawler | None = None) -> None:
         super().__init__(*middlewares, crawler=crawler)
         config = Config.from_settings(Settings() if crawler is None else crawler.settings)
         counts = config.step_stats and crawler is not None
+        self._refuse_older_style()
         self._stats = StepStats.of(crawler) if counts and crawler is not None else None
-        self._pipelines = tuple(self._make_pipelines())
-        self._calls = tuple(pipeline.call for pipeline in self._pipelines)
-        self._timed = tuple(
-            (pipeline.call, pipeline.record.work.recent, pipeline.record.work.recent.append)
-            for pipeline in self._pipelines
-            if pipeline.record is not None
-        )
+        self._pipelines: tuple[_Pipeline, ...] = ()
+        for pipeline in self.middlewares:
+            self._take(pipeline)
+        self._has_begun = True
         self._timeout = config.item_timeout
         self._watchdog: Watchdog[_Wait] = Watchdog(self._timeout)
         self._limit = config.max_failed_items
@@ -118,25 +127,48 @@ class DeferKitItemProcessor(ItemPipelineManager):
             StepStats.of(crawler)
         return super().from_crawler(crawler)
 
-    def _make_pipelines(self) -> Iterator[_Pipeline]:
-        taken: set[str] = set()
-        owners = (it for it in self.middlewares if hasattr(it, "process_item"))
-        for pipeline, method in zip(owners, self.methods["process_item"], strict=True):
-            assert method is not None
-            kind = type(pipeline).__name__
-            name, number = kind, 1
-            while name in taken:
-                number += 1
-                name = f"{kind}#{number}"
-            taken.add(name)
-            bound = getattr(pipeline, "bound", None)
-            root: str = getattr(bound, "path", "") if is_stack(bound) else ""
-            yield _Pipeline(
-                name,
-                self._adapted(method, pipeline),
-                bool(root),
-                None if self._stats is None else self._stats.add(name.__str__, root),
+    def _refuse_older_style(self) -> None:
+        """Raise if a subclass overrides what Scrapy does not call here."""
+        kind = type(self)
+        for name in ("open_spider", "process_item", "close_spider"):
+            is_new = getattr(kind, f"{name}_async") is not getattr(
+                DeferKitItemProcessor, f"{name}_async"
             )
+            if not is_new and getattr(kind, name) is not getattr(ItemPipelineManager, name):
+                raise StackConfigError(
+                    f"ITEM_PROCESSOR = {global_object_name(kind)}: its {name}() would never be "
+                    f"called, since Scrapy calls {name}_async() where there is one: override that, "
+                    f"a coroutine, and await super().{name}_async() in it"
+                )
+
+    def _add_middleware(self, mw: Any) -> None:
+        super()._add_middleware(mw)
+        if self._has_begun:  # somebody adds a pipeline to the crawl
+            self._take(mw)
+
+    def _take(self, pipeline: Any) -> None:
+        """Take *pipeline* behind the others, if it processes items."""
+        if not hasattr(pipeline, "process_item"):
+            return
+        taken = {other.name for other in self._pipelines}
+        method = self.methods["process_item"][len(taken)]
+        assert method is not None
+        kind = type(pipeline).__name__
+        name, number = kind, 1
+        while name in taken:
+            number += 1
+            name = f"{kind}#{number}"
+        bound = getattr(pipeline, "bound", None)
+        root: str = getattr(bound, "path", "") if is_stack(bound) else ""
+        record = None if self._stats is None else self._stats.add(name.__str__, root)
+        call = self._adapted(method, pipeline)
+        self._pipelines = (*self._pipelines, _Pipeline(name, call, bool(root), record))
+        self._calls = tuple(pipeline.call for pipeline in self._pipelines)
+        self._timed = tuple(
+            (pipeline.call, pipeline.record.work.recent, pipeline.record.work.recent.append)
+            for pipeline in self._pipelines
+            if pipeline.record is not None
+        )
 
     def _adapted(self, method: Callable[..., Any], pipeline: Any) -> Callable[[Any], Any]:
         """Give *method* in the form ``call(item)``."""
