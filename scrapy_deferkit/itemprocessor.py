@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from ._config import Config
 from ._crawl import Crawl, count, crawl_of
+from ._ends import end_as_failed, spawn_ending
 from ._engine import (
     advance,
     is_pending,
@@ -39,6 +40,7 @@ from .delivery import PIPELINES, Delivery, Visit, current_visit
 from .exceptions import (
     ClosingError,
     StackConfigError,
+    StepCancelled,
     StepTimeout,
     mark_step,
     step_of,
@@ -252,6 +254,10 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 visit.done()
             elif isinstance(failure, Exception):
                 await visit.failed(failure)
+            elif is_unannounced and self.crawler is not None and isinstance(failure, CANCELLED):
+                # By who has submitted it, and goes on perhaps; the gate sees to its own.
+                cancelled = StepCancelled("who had the item processed has cancelled that")
+                spawn_ending(self.crawler, end_as_failed(self.crawler, visit, None, cancelled))
             if failure is error:
                 raise
             raise failure from error

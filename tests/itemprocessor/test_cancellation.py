@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from scrapy_deferkit import Chain, StackPipeline, step_stats
-from scrapy_deferkit._runtime import to_awaitable, turn
+from scrapy_deferkit._runtime import to_awaitable, to_deferred, turn
 
 from .crawling import crawl_with, numbered, numbers, page
 
@@ -99,3 +99,34 @@ async def test_a_deferred_that_is_cancelled_is_an_item_error() -> None:
     assert [(step, error) for _, step, error in trace.failed] == [
         ("Cancelling", "CancelledError")
     ] * 2
+
+
+class Submitting:
+    """Has a part of each item processed, and cancels that while it waits."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> Any:
+        self = cls()
+        self.crawler = crawler
+        return self
+
+    async def process_item(self, item: Any) -> Any:
+        if "part" in item:
+            await to_awaitable(Deferred())
+        part = {"number": item["number"], "part": 1}
+        scraper = self.crawler.engine.scraper
+        submitted = to_deferred(scraper.start_itemproc_async(part, response=None))
+        await turn()
+        await turn()
+        submitted.addErrback(lambda _: None).cancel()
+        return item
+
+
+async def test_a_part_whose_processing_is_cancelled_by_who_submitted_it_has_failed() -> None:
+    trace = await crawl_with(Submitting, pages=[page(*numbered(3))])
+    assert trace.reason == "finished"
+    assert numbers(trace.scraped) == [0, 1, 2]
+    failed = trace.of("item_error")
+    assert numbers(it["item"] for it in failed) == [0, 1, 2]
+    assert all(it["item"]["part"] == 1 for it in failed)
+    assert trace.crawler.stats.get_value("deferkit/items/dead_lettered") == 3
