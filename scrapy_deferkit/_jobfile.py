@@ -45,6 +45,7 @@ PRAGMA user_version = {VERSION};
 _MOST_VALUES = 999  # in one statement, for SQLite before 3.32
 _ID = struct.Struct("<q")
 _MOST_NOTED = 1 << 22  # bytes of notes: of 250,000 requests and more
+_DEADLY = "FROM requests WHERE aside IS NOT NULL AND deaths > 0"
 _CLOSING = 0
 """In the place of an id: from here on, the crawl was closing."""
 
@@ -110,6 +111,9 @@ class Found:
 
     killers: set[int]
     """The ids of those of them that were not set aside before."""
+
+    deadly: set[bytes]
+    """The requests that were set aside since their process has died."""
 
     seen: set[bytes]
     feeds: dict[str, int]
@@ -538,6 +542,12 @@ def _read(
             f"' times while it was in work' {too_often}",
             (max_deaths,),
         )
+        if killers:
+            # start() asks for the same again in each run: one that is set aside stands for all.
+            writer.execute(
+                f"DELETE FROM requests WHERE aside IS NULL AND data IN (SELECT data {_DEADLY})"
+            )
+            writer.execute("DELETE FROM in_work WHERE id NOT IN (SELECT id FROM requests)")
     _set(writer, "run", (_get(writer, "run") or 0) + 1)
     _set(writer, "reason", None)
     waiting: dict[int, deque[int]] = {}
@@ -565,6 +575,7 @@ def _read(
             )
         },
         killers=killers,
+        deadly={data for (data,) in writer.execute(f"SELECT data {_DEADLY}")},
         seen={fingerprint for (fingerprint,) in writer.execute("SELECT fingerprint FROM seen")},
         feeds=dict(writer.execute("SELECT path, length FROM feeds").fetchall()),
         state=_get(writer, "state"),

@@ -116,6 +116,7 @@ class Scheduler(BaseScheduler):
         self.dqs: Any = None
         self._restored: dict[str, deque[int]] = {}
         self._queues: dict[tuple[str, str], int] = {}
+        self._deadly: set[bytes] = set()
         self._last = 0
         self._recent: dict[int, Request] = {}
         self._first: deque[int] = deque()
@@ -257,7 +258,7 @@ class Scheduler(BaseScheduler):
 
     def _restore(self, found: Found) -> Any:
         """Take up what *found* has; return the priorities that Scrapy's queues begin with."""
-        self._last = found.last
+        self._last, self._deadly = found.last, found.deadly
         if self._seen is not None:
             self._seen.digests = found.seen
         may_kill = min(2, self._config.max_deaths - 1)
@@ -357,6 +358,9 @@ class Scheduler(BaseScheduler):
             if digest is not None and self._file is not None:
                 self._fingerprint_later[request] = digest
             self._stats.inc_value("scheduler/enqueued/memory")
+        elif data in self._deadly:
+            self._log(logging.WARNING, "%s is set aside, and is not crawled again", request)
+            return False
         else:
             if digest is not None:
                 self._batch.seen.append((digest,))

@@ -65,9 +65,12 @@ def check(path: Path) -> None:
     assert {json.loads(line)["number"] for line in lines} == {0, 2}
 
 
-def test_a_request_that_kills_its_process_at_once_is_set_aside_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_unfiltered", [False, True])
+def test_a_request_that_kills_its_process_at_once_is_set_aside_too(
+    tmp_path: Path, is_unfiltered: bool
+) -> None:
     runs = 1
-    while (ended := run(tmp_path, is_unfiltered=False)).returncode:
+    while (ended := run(tmp_path, is_unfiltered)).returncode:
         assert ended.returncode == -signal.SIGKILL, ended.stderr
         runs += 1
         assert runs <= 8, ended.stderr
