@@ -57,6 +57,7 @@ _NO_FOLDER = ""  # else Scrapy's queues would look after a folder for each that 
 _WRITE_EVERY = 0.05  # seconds; what was done in them is done again after a death
 _MOST_RECENT = 1000  # requests that need not be read back
 _IN_MEMORY = 0  # in the place of the number of a request that is not in the file
+_PATIENCE = 10.0  # seconds; what is given alone may wait for another page
 _STATE_SHARE = 100  # spider.state takes at most one part in so many of the time
 
 _IS_NO_END = (CloseSpider, MemoryError, *CANCELLED)
@@ -122,6 +123,7 @@ class Scheduler(BaseScheduler):
         self._first: deque[int] = deque()
         self._suspects: deque[int] = deque()
         self._alone: Request | None = None
+        self._stays_since: float | None = None
         self._is_careful = False
         self._stored, self._number = b"", 0  # what passes through Scrapy's queues
         self._in_work: dict[Request, int] = {}
@@ -410,10 +412,11 @@ class Scheduler(BaseScheduler):
             return None
         if self._alone is not None:
             self._look()
-            if self._alone in self._in_work:
+            if self._alone not in self._in_work:
+                self._alone = self._stays_since = None
+            elif not self._stays(self._alone):
                 return None
-            self._alone = None
-        if self._suspects:
+        if self._suspects and self._alone is None:
             self._look()
             if self._in_work:
                 return None
@@ -436,6 +439,19 @@ class Scheduler(BaseScheduler):
             if (request := self.dqs.pop()) is not None:
                 return self._give(request, "disk")
         return None
+
+    def _stays(self, alone: Request) -> bool:
+        """Check whether *alone*, whose response is there, has long been all that is in work.
+
+        Its callback or its items may wait for what another page brings: that is given then.
+        """
+        if alone not in self._scraping or self._engine.downloader.active:
+            self._stays_since = None
+            return False
+        now = perf_counter()
+        if self._stays_since is None:
+            self._stays_since = now
+        return now - self._stays_since >= _PATIENCE
 
     def _take_first(self, queue: deque[int]) -> Request | None:
         while queue:

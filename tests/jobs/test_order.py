@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 from scrapy.http import Request
+
+from scrapy_deferkit import scheduler
 
 from ..scale import third_of
 from .running import FIFO, OURS, PLAIN, SCRAPYS, Opened, opened, rows
@@ -157,3 +160,37 @@ async def test_what_another_request_has_replaced_leaves_the_file_at_the_end(tmp_
     async with opened(tmp_path) as job:
         job.end(job.pop())  # nothing else happens, so nothing has been written
     assert rows(tmp_path) == []
+
+
+async def test_what_is_given_alone_and_stays_gets_the_pages_that_it_may_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as job:
+        job.push("data:,a", "data:,b")
+    with closing(sqlite3.connect(tmp_path / "deferkit.sqlite")) as connection, connection:
+        connection.execute("UPDATE requests SET deaths = 2")
+        connection.execute("INSERT INTO in_work SELECT id FROM requests")
+    async with opened(tmp_path) as job:
+        job.push("data:,c")
+        await job.written()
+        alone = job.pop()
+        assert alone is not None
+        assert alone.url == "data:,a"
+        monkeypatch.setattr(scheduler, "_PATIENCE", 0)
+        assert job.pop() is None  # it is being downloaded
+        job.scheduler._scraping.add(alone)
+        monkeypatch.setattr(scheduler, "_PATIENCE", 3600)
+        assert job.pop() is None
+        monkeypatch.setattr(scheduler, "_PATIENCE", 0)
+        other = job.pop()
+        assert other is not None
+        assert other.url == "data:,c"
+        assert job.pop() is None  # the other suspect is given alone, too
+        job.scheduler._scraping.clear()
+        job.end(alone)
+        assert job.pop() is None
+        job.end(other)
+        other = job.pop()
+        assert other is not None
+        assert other.url == "data:,b"
+        job.end(other)
