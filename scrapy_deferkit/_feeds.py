@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from ._jobfile import Found
 
 logger = logging.getLogger(__name__)
+
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+_OF_A_RUN = {"time", "batch_time", "batch_id"}
 
 
 class Feeds:
@@ -50,7 +54,9 @@ class Feeds:
         for uri, options in feeds.items():
             why_not = self._why_not(uri, options)
             if why_not is None:
-                self._paths[uri] = file_uri_to_path(uri) if uri.startswith("file:") else uri
+                applied = _PARAMETER.sub(self._value, uri)
+                is_uri = applied.startswith("file:")
+                self._paths[uri] = file_uri_to_path(applied) if is_uri else applied
             else:
                 self._log(
                     "The feed %s is not covered by the job in %s, since %s: after a death it may "
@@ -79,6 +85,10 @@ class Feeds:
         self._crawler.signals.disconnect(export, signals.item_scraped)
         self._crawler.signals.connect(item_scraped, signals.item_scraped, weak=False)
 
+    def _value(self, parameter: re.Match[str]) -> str:
+        """Return the spider's value of a *parameter* in the path of a feed: its name, say."""
+        return str(getattr(self._crawler.spider, parameter[1]))
+
     def _why_not(self, uri: str, options: dict[str, Any]) -> str | None:
         from scrapy.exporters import CsvItemExporter, JsonLinesItemExporter
         from scrapy.extensions.feedexport import FileFeedStorage
@@ -89,7 +99,13 @@ class Feeds:
             return "it is no local file"
         if not issubclass(exporter, (JsonLinesItemExporter, CsvItemExporter)):
             return f"its format is {options['format']} and not jsonlines or csv"
-        if "%(" in uri or options.get("batch_item_count"):
+        is_fixed = not options["uri_params"] and all(
+            hasattr(self._crawler.spider, name) and name not in _OF_A_RUN
+            for name in _PARAMETER.findall(uri)
+        )
+        if options.get("batch_item_count") or (
+            "%(" in uri and not (is_fixed and "%(" not in _PARAMETER.sub("", uri))
+        ):
             return "its file has another name in each run"
         if options.get("postprocessing"):
             return "it has post-processing"
@@ -137,7 +153,7 @@ class Feeds:
             raise self._trouble
         lengths = []
         for slot in () if self._exporter is None else self._exporter.slots:
-            path = self._paths.get(slot.uri)
+            path = self._paths.get(slot.uri_template)
             if path is not None and slot.file is not None and not slot.file.closed:
                 slot.file.flush()
                 files.append(slot.file.fileno())

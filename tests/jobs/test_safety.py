@@ -960,6 +960,19 @@ async def test_the_next_run_leaves_in_the_feed_what_pages_in_memory_alone_have_b
     assert lines_of(feed) == ITEMS
 
 
+async def test_a_feed_with_the_name_of_its_spider_in_its_path_is_cut_to_whole_records(
+    job: Job, tmp_path: Path
+) -> None:
+    feeds = {f"{tmp_path}/%(name)s.jsonl": {"format": "jsonlines"}}
+    await job.run(Pages, FEEDS=feeds)
+    feed = tmp_path / "pages.jsonl"
+    with feed.open("a") as file:
+        file.write('{"numb')
+    trace = await job.run(Pages, FEEDS=feeds)
+    assert lines_of(feed) == ITEMS
+    assert not any("is not covered" in it for it in trace.messages)
+
+
 # --------------------------------------------------------------------------------- order of things
 
 
