@@ -423,12 +423,11 @@ class Scheduler(BaseScheduler):
             self._alone = request = self._take_first(self._suspects)
             if request is not None:
                 return self._give(request, "disk")
-        if self._first and (request := self._take_first(self._first)) is not None:
-            return self._give(request, "disk")
-        if self._is_careful and self._unwritten:
-            # What dies at once has to be known to the next run.
+        if self._first and self._first[0] in self._unwritten:
             self._write()
             return None
+        if self._first and (request := self._take_first(self._first)) is not None:
+            return self._give(request, "disk")
         if (request := self.mqs.pop()) is not None:
             self._stats.inc_value("scheduler/dequeued/memory")
             self._stats.inc_value("scheduler/dequeued")
@@ -437,6 +436,13 @@ class Scheduler(BaseScheduler):
             return request  # type: ignore[no-any-return]
         while self.dqs is not None and len(self.dqs):
             if (request := self.dqs.pop()) is not None:
+                if self._is_careful and self._number in self._unwritten:
+                    # What dies at once has to be known to the next run. Others need not be: while
+                    # start() goes on, there is always one that is not written.
+                    self._recent[self._number] = request
+                    self._first.append(self._number)
+                    self._write()
+                    return None
                 return self._give(request, "disk")
         return None
 
@@ -676,7 +682,7 @@ class Scheduler(BaseScheduler):
         self._writing = None
         for number, *_ignored in self._being_written.requests:
             self._unwritten.pop(number, None)
-        if self._is_careful and not self._unwritten:
+        if self._is_careful and self._first and self._first[0] not in self._unwritten:
             wake(self._engine)
         if self._batch or self._left or self._ended:
             self._write_soon()

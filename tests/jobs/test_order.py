@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from scrapy.http import Request
 
 from scrapy_deferkit import scheduler
+from scrapy_deferkit._jobfile import JobFile
 
 from ..scale import third_of
-from .running import FIFO, OURS, PLAIN, SCRAPYS, Opened, opened, rows
+from .running import FIFO, OURS, PLAIN, SCRAPYS, Opened, opened, rows, until
 
 pytestmark = [
     pytest.mark.crawl,  # no runtime has a part in the order, but a loop is needed
@@ -194,3 +195,46 @@ async def test_what_is_given_alone_and_stays_gets_the_pages_that_it_may_wait_for
         assert other is not None
         assert other.url == "data:,b"
         job.end(other)
+
+
+def die(folder: Path) -> None:
+    """Have a run die which has given a request that it had not yet written."""
+    file = JobFile(folder)
+    file.open(4)
+    file.note_given(1)
+    file.close()
+
+
+async def test_after_a_death_each_request_is_in_the_file_before_it_is_given(tmp_path: Path) -> None:
+    die(tmp_path)
+    async with opened(tmp_path) as job:
+        job.push("https://1.example/")
+        assert job.pop() is None
+        assert len(job.scheduler) == 1
+        await job.written()
+        assert rows(tmp_path) == [1]
+        request = job.pop()
+        assert request is not None
+        assert request.url == "https://1.example/"
+
+
+async def test_after_a_death_requests_are_given_while_others_come_without_end(
+    tmp_path: Path,
+) -> None:
+    die(tmp_path)
+    come: list[str] = []
+    given: list[Request] = []
+
+    def ask_as_one_comes() -> bool:
+        come.append(f"https://{len(come)}.example/")
+        job.push(come[-1])
+        if (request := job.pop()) is not None:
+            given.append(request)
+        return len(given) == 3 or len(come) == 100
+
+    async with opened(tmp_path) as job:
+        await until(ask_as_one_comes)
+        await job.written()
+        assert len(given) == 3
+        assert len(job.scheduler) == len(come) - 3
+        assert len({request.url for request in given}) == 3
