@@ -26,6 +26,17 @@ logger = logging.getLogger(__name__)
 
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 _OF_A_RUN = {"time", "batch_time", "batch_id"}
+_DIALECT = (
+    "dialect",
+    "delimiter",
+    "quotechar",
+    "escapechar",
+    "doublequote",
+    "skipinitialspace",
+    "quoting",
+    "strict",
+)
+"""What a reader of CSV takes, and FEEDS may say of how it is written."""
 
 
 class Feeds:
@@ -140,7 +151,7 @@ class Feeds:
             return
         options["item_export_kwargs"] = {**kwargs, "include_headers_line": False}
         if not options["fields"]:
-            dialect = {key: kwargs[key] for key in ("delimiter", "quotechar") if key in kwargs}
+            dialect = {key: kwargs[key] for key in _DIALECT if key in kwargs}
             with Path(path).open(encoding=options["encoding"] or "utf-8", newline="") as file:
                 options["fields"] = next(csv.reader(file, **dialect))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -971,6 +972,42 @@ async def test_a_feed_with_the_name_of_its_spider_in_its_path_is_cut_to_whole_re
     trace = await job.run(Pages, FEEDS=feeds)
     assert lines_of(feed) == ITEMS
     assert not any("is not covered" in it for it in trace.messages)
+
+
+class Later(Pages):
+    """Crawls another page than the run before."""
+
+    async def start(self) -> AsyncIterator[Any]:
+        yield Request(url("later"))
+
+    def parse(self, response: Any) -> Any:
+        return [{"name": "a;b\tc", "number": number} for number in ITEMS]
+
+
+class Sooner(Later):
+    start = Pages.start
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [
+        {},
+        {"dialect": "excel-tab"},
+        {"delimiter": ";", "quotechar": "'"},
+        {"quoting": csv.QUOTE_NONE, "escapechar": "\\"},
+    ],
+    ids=str,
+)
+async def test_a_csv_feed_goes_on_in_the_dialect_that_it_was_begun_in(
+    job: Job, feed: Path, dialect: dict[str, Any]
+) -> None:
+    feeds = {str(feed): {"format": "csv", "item_export_kwargs": dialect}}
+    await job.run(Sooner, FEEDS=feeds)
+    await job.run(Later, FEEDS=feeds)
+    with feed.open(newline="") as file:
+        lines = list(csv.DictReader(file, **dialect))
+    assert [int(line["number"]) for line in lines] == [*ITEMS, *ITEMS]
+    assert {line["name"] for line in lines} == {"a;b\tc"}
 
 
 # --------------------------------------------------------------------------------- order of things
