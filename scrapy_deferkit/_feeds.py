@@ -79,7 +79,7 @@ class Feeds:
         if self._paths:
             self._watch(self._exporter.item_scraped)
         return [
-            (path, self._resume(path, feeds[uri], found.feeds.get(path), folder))
+            (path, self._resume(path, feeds[uri], found, folder))
             for uri, path in self._paths.items()
         ]
 
@@ -122,8 +122,8 @@ class Feeds:
             return "it has post-processing"
         return None
 
-    def _resume(self, path: str, options: dict[str, Any], length: int | None, folder: Path) -> int:
-        file = Path(path)
+    def _resume(self, path: str, options: dict[str, Any], found: Found, folder: Path) -> int:
+        file, length = Path(path), found.feeds.get(path)
         size = file.stat().st_size if file.exists() else 0
         if length is None:
             size = 0 if options.get("overwrite") else size
@@ -135,7 +135,7 @@ class Feeds:
             )
         elif size < length:
             self._log("The feed %s lacks %d bytes that it has had", path, length - size)
-        elif size > length:
+        elif size > length and not found.was_closed:  # else another crawl has written to it since
             size = length
             os.truncate(path, length)
         from scrapy.exporters import CsvItemExporter

@@ -92,6 +92,9 @@ class Found:
 
     is_new: bool
     has_died: bool
+    was_closed: bool
+    """Whether the last run has come to its end, so that all feeds are whole."""
+
     last: int
     """The greatest id of a request."""
 
@@ -548,6 +551,7 @@ def _read(
                 f"DELETE FROM requests WHERE aside IS NULL AND data IN (SELECT data {_DEADLY})"
             )
             writer.execute("DELETE FROM in_work WHERE id NOT IN (SELECT id FROM requests)")
+    was_closed = _get(writer, "reason") is not None
     _set(writer, "run", (_get(writer, "run") or 0) + 1)
     _set(writer, "reason", None)
     waiting: dict[int, deque[int]] = {}
@@ -559,6 +563,7 @@ def _read(
     return Found(
         is_new=is_new,
         has_died=has_died,
+        was_closed=was_closed,
         last=_one(writer, "SELECT max(id) FROM requests") or 0,
         queues=[Queue(*row) for row in writer.execute("SELECT id, key, slot FROM queues")],
         waiting=waiting,

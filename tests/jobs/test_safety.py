@@ -969,6 +969,8 @@ async def test_a_feed_with_the_name_of_its_spider_in_its_path_is_cut_to_whole_re
     feed = tmp_path / "pages.jsonl"
     with feed.open("a") as file:
         file.write('{"numb')
+    with closing(sqlite3.connect(job.folder / "deferkit.sqlite")) as connection, connection:
+        connection.execute("DELETE FROM meta WHERE name = 'reason'")  # as if it had died
     trace = await job.run(Pages, FEEDS=feeds)
     assert lines_of(feed) == ITEMS
     assert not any("is not covered" in it for it in trace.messages)
@@ -1008,6 +1010,16 @@ async def test_a_csv_feed_goes_on_in_the_dialect_that_it_was_begun_in(
         lines = list(csv.DictReader(file, **dialect))
     assert [int(line["number"]) for line in lines] == [*ITEMS, *ITEMS]
     assert {line["name"] for line in lines} == {"a;b\tc"}
+
+
+async def test_what_another_crawl_has_written_to_the_feed_of_a_closed_job_stays(
+    job: Job, tmp_path: Path, feed: Path
+) -> None:
+    feeds = {str(feed): {"format": "jsonlines"}}
+    await job.run(Pages, FEEDS=feeds)
+    await Job(tmp_path / "other").run(Pages, FEEDS=feeds)
+    await job.run(Pages, FEEDS=feeds)
+    assert lines_of(feed) == sorted([*ITEMS, *ITEMS])
 
 
 # --------------------------------------------------------------------------------- order of things
