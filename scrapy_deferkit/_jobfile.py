@@ -166,7 +166,7 @@ class JobFile:
         self._work = -1
         self._in_work: dict[int, None] = {}
         self._left = b""
-        self._noted = 0
+        self._noted = self._noted_at_first = 0
         self._inode = self._run = 0
 
     def open(self, max_deaths: int) -> Found:
@@ -204,7 +204,7 @@ class JobFile:
         self._in_work[number] = None
         self._noted += os.write(self._work, self._left + _ID.pack(number))
         self._left = b""
-        if self._noted > _MOST_NOTED:
+        if self._noted > max(_MOST_NOTED, 2 * self._noted_at_first):
             self._note_anew()
 
     def note_left(self, number: int) -> None:
@@ -228,6 +228,7 @@ class JobFile:
         except BaseException:
             os.close(work)
             raise
+        self._noted_at_first = self._noted  # with much in work, that is long already
         if self._work >= 0:
             os.close(self._work)
         self._work = work

@@ -72,3 +72,21 @@ def test_the_notes_of_what_is_in_work_do_not_grow_for_ever(
         file.note_left(number)
     file.close()
     assert look(file.folder).last_run == "closed"
+
+
+def test_the_notes_are_seldom_begun_anew_while_much_is_in_work(
+    file: JobFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    note_anew = JobFile._note_anew
+
+    def note(self: JobFile) -> None:
+        begun.append(len(self._in_work))
+        note_anew(self)
+
+    monkeypatch.setattr(JobFile, "_note_anew", note)
+    monkeypatch.setattr(_jobfile, "_MOST_NOTED", 1000)
+    for number in range(1, 2001):
+        file.note_given(number)
+    assert begun
+    assert len(begun) <= 5
