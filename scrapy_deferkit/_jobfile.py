@@ -158,7 +158,7 @@ class JobFile:
 
     def __init__(self, folder: str | os.PathLike[str], *, fsync: bool = False) -> None:
         self.folder = Path(folder)
-        self.path = self.folder / NAME
+        self.path = self.folder.absolute() / NAME  # a callback may change the working directory
         self._fsync = fsync
         self._lock: sqlite3.Connection | None = None
         self._writer: sqlite3.Connection | None = None
@@ -219,7 +219,7 @@ class JobFile:
 
     def _note_anew(self) -> None:
         """Note what is in work in a new file, in the place of the one that has grown long."""
-        path = self.folder / _WORK
+        path = self.path.with_name(_WORK)
         new = path.with_suffix(".new")
         work = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         try:

@@ -268,14 +268,14 @@ class Scheduler(BaseScheduler):
         self._first.extend(number for number, deaths in found.in_work if deaths < may_kill)
         # What has died at once may have died before it was in the file.
         self._is_careful = found.has_died or any(deaths for _, deaths in found.in_work)
-        priorities: dict[str, set[int]] = {}
+        priorities: dict[str, set[float]] = {}
         waiting: dict[str, list[deque[int]]] = {}
         for queue in found.queues:
             self._queues[queue.key, queue.slot] = queue.id
             ids = found.waiting.pop(queue.id, None)
             if ids:
                 waiting.setdefault(queue.key, []).append(ids)
-                priority = int(queue.key.rpartition("/")[2].rstrip("s"))
+                priority = _number_of(queue.key.rpartition("/")[2].rstrip("s"))
                 priorities.setdefault(queue.slot, set()).add(priority)
         for key, some in waiting.items():  # several slots may have one queue
             self._restored[key] = some[0] if len(some) == 1 else deque(sorted(chain(*some)))
@@ -745,6 +745,14 @@ class Scheduler(BaseScheduler):
 
     def _log(self, level: int, message: str, *args: object, **options: Any) -> None:
         logger.log(level, message, *args, extra={"spider": self._crawler.spider}, **options)
+
+
+def _number_of(text: str) -> float:
+    """Return the priority that Scrapy has written as *text*, a fraction perhaps."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 class _Ids:

@@ -238,3 +238,29 @@ async def test_after_a_death_requests_are_given_while_others_come_without_end(
         assert len(given) == 3
         assert len(job.scheduler) == len(come) - 3
         assert len({request.url for request in given}) == 3
+
+
+async def test_a_job_goes_on_when_its_process_changes_to_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    async with opened(Path("job")) as job:
+        monkeypatch.chdir("other")
+        job.push("https://1.example/")
+        await job.written()
+        assert rows(tmp_path / "job") == [1]
+
+
+async def test_a_priority_that_scrapy_refuses_later_hurts_its_request_alone(tmp_path: Path) -> None:
+    async with opened(tmp_path) as job:
+        for priority in (0.5, 0, -0.5):
+            request = Request(f"https://1.example/{priority}")
+            request.priority = priority  # type: ignore[assignment]
+            job.scheduler.enqueue_request(request)
+    async with opened(tmp_path) as job:
+        assert [request.url for request in iter(job.pop, None)] == ["https://1.example/0"]
+    asides = rows(tmp_path, "SELECT aside FROM requests WHERE aside IS NOT NULL ORDER BY id")
+    assert asides == [
+        f"it cannot be read: Request priority not an integer: {it}" for it in (0.5, -0.5)
+    ]
