@@ -39,7 +39,6 @@ from ._watchdog import FIRST_WARNING, GRACE, Watchdog
 from .delivery import PIPELINES, Delivery, Visit, current_visit
 from .exceptions import (
     ClosingError,
-    StackConfigError,
     StepCancelled,
     StepTimeout,
     mark_step,
@@ -101,7 +100,6 @@ class DeferKitItemProcessor(ItemPipelineManager):
         super().__init__(*middlewares, crawler=crawler)
         config = Config.from_settings(Settings() if crawler is None else crawler.settings)
         counts = config.step_stats and crawler is not None
-        self._refuse_older_style()
         self._stats = StepStats.of(crawler) if counts and crawler is not None else None
         self._pipelines: tuple[_Pipeline, ...] = ()
         for pipeline in self.middlewares:
@@ -128,20 +126,6 @@ class DeferKitItemProcessor(ItemPipelineManager):
         if Config.from_settings(crawler.settings).step_stats:
             StepStats.of(crawler)
         return super().from_crawler(crawler)
-
-    def _refuse_older_style(self) -> None:
-        """Raise if a subclass overrides what Scrapy does not call here."""
-        kind = type(self)
-        for name in ("open_spider", "process_item", "close_spider"):
-            is_new = getattr(kind, f"{name}_async") is not getattr(
-                DeferKitItemProcessor, f"{name}_async"
-            )
-            if not is_new and getattr(kind, name) is not getattr(ItemPipelineManager, name):
-                raise StackConfigError(
-                    f"ITEM_PROCESSOR = {global_object_name(kind)}: its {name}() would never be "
-                    f"called, since Scrapy calls {name}_async() where there is one: override that, "
-                    f"a coroutine, and await super().{name}_async() in it"
-                )
 
     def _add_middleware(self, mw: Any) -> None:
         super()._add_middleware(mw)

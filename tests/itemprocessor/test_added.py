@@ -1,4 +1,4 @@
-"""Item processors and pipelines in the styles of before: served as Scrapy does, or refused."""
+"""Pipelines that somebody adds to the item processor while it runs, as Scrapy's takes them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,7 @@ from typing import Any
 import pytest
 from scrapy import signals
 
-from scrapy_deferkit import DeferKitItemProcessor, StackConfigError
-from scrapy_deferkit.testing import mock_crawler
-
 from .crawling import crawl_with, numbered, numbers, page
-
-
-def overriding(*names: str) -> type[DeferKitItemProcessor]:
-    async def override(*args: Any) -> Any: ...
-
-    return type("Own", (DeferKitItemProcessor,), dict.fromkeys(names, override))
-
-
-@pytest.mark.no_runtime
-@pytest.mark.parametrize("name", ["open_spider", "process_item", "close_spider"])
-def test_a_processor_whose_method_would_never_be_called_is_refused(name: str) -> None:
-    with pytest.raises(StackConfigError) as raised:
-        overriding(name).from_crawler(mock_crawler())
-    assert f"its {name}() would never be called" in str(raised.value)
-    assert f"await super().{name}_async() in it" in str(raised.value)
-    overriding(f"{name}_async").from_crawler(mock_crawler())
-    overriding(name, f"{name}_async").from_crawler(mock_crawler())
 
 
 class Added:
