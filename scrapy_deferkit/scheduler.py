@@ -726,21 +726,23 @@ class Scheduler(BaseScheduler):
             if self._timer is not None:
                 self._timer.cancel()
         self._has_closed = True
-        self._thread.close()
-        if self._file is not None and not self._is_open:
-            self._file.close()
+        if not self._is_open:
+            self._thread.close()
+            if self._file is not None:
+                self._file.close()
         await resolve(self.df.close(reason))
 
-    def _end(self, reason: str) -> None:
+    async def _end(self, reason: str) -> None:
         """Write how the run has ended, and let go of the file."""
         assert self._file is not None
         batch = Batch(reason=reason)
         try:
             if not self._has_failed and self._takes_state(batch):
-                self._file.write(batch, [])
+                await resolve(shield(self._thread.call(self._file.write, batch, [])))
         except JobError as error:
             self._fail(error)
         finally:
+            self._thread.close()
             self._file.close()
 
     def _log(self, level: int, message: str, *args: object, **options: Any) -> None:
