@@ -401,7 +401,8 @@ HAVE = """
 import sys
 from scrapy_deferkit._jobfile import JobFile
 
-JobFile(sys.argv[1]).open(4)
+file = JobFile(sys.argv[1])
+file.open(4)
 print("has it", flush=True)
 sys.stdin.read()
 """
