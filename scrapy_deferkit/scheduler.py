@@ -360,7 +360,7 @@ class Scheduler(BaseScheduler):
             if digest is not None and self._file is not None:
                 self._fingerprint_later[request] = digest
             self._stats.inc_value("scheduler/enqueued/memory")
-        elif data in self._deadly:
+        elif self._deadly and data in self._deadly:  # else each would be hashed
             self._log(logging.WARNING, "%s is set aside, and is not crawled again", request)
             return False
         else:
@@ -382,8 +382,8 @@ class Scheduler(BaseScheduler):
                 self._has_told_of_memory = True
                 self._log(
                     logging.WARNING,
-                    "%s cannot be stored: %s. It stays in memory, is lost if it still waits when "
-                    "the run ends, and so are others of its kind",
+                    "%s cannot be stored: %s. It stays in memory, as do others of its kind; what "
+                    "still waits there when the run ends is lost",
                     request,
                     error,
                 )
