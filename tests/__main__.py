@@ -106,7 +106,12 @@ def run_suite(
     print(f"\n##### {runtime}: {description}\n", flush=True)
     pytest = [*PYTHON, *(["coverage", "run", "-p", "-m"] if cov else []), "pytest"]
     started = time.monotonic()
-    ended = subprocess.run([*pytest, *options, "-m", expression, *pytest_options], check=False)
+    extent = os.environ.get(VARIABLE) or ("" if first else "quick")
+    ended = subprocess.run(
+        [*pytest, *options, "-m", expression, *pytest_options],
+        env={**os.environ, VARIABLE: extent},
+        check=False,
+    )
     return Run(runtime, ended.returncode, time.monotonic() - started, may_be_empty=not first)
 
 

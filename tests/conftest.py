@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Iterator
@@ -74,6 +75,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     else:
         pyfuncitem.obj(**arguments)
     return True
+
+
+def pytest_collection_finish() -> None:
+    """Keep what there is now out of every collection of garbage that a test asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

@@ -75,7 +75,6 @@ def _run_scrapy(
         *("-m", "scrapy", *command, "-a", f"db={folder / 'books.db'}", *options),
         cwd=PROJECT,
         env={**os.environ, "PYTHONPATH": path, "SCRAPY_SETTINGS_MODULE": "changed_settings"},
-        measured=False,
     )
     assert ended.returncode == code, ended.stderr
     return _left_in(folder, ended)

@@ -183,7 +183,10 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in a process of its own, which is to end with *code*."""
         ended = warm.run(
-            "-m", "scrapy", *arguments, cwd=cwd or self.folder, env=self.environment(**variables)
+            *("-m", "scrapy", *arguments),
+            cwd=cwd or self.folder,
+            env=self.environment(**variables),
+            measured=True,
         )
         assert ended.returncode == code, (ended.stdout, ended.stderr)
         return ended

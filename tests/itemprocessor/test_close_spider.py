@@ -189,6 +189,7 @@ async def test_fewer_do_not(limit: Any) -> None:
     assert len(trace.failed) == 20
 
 
+@pytest.mark.crawl  # as long as whole crawls, so once an environment
 async def test_a_share_is_of_the_last_thousand_items() -> None:
     # One in 25 is 4%: 60 of 1,500 fail, and never 50 of the last 1,000.
     trace = await crawl_failing(1500, 25, "5%", Failing)
@@ -228,6 +229,7 @@ async def test_items_that_fail_in_the_spider_middleware_count_too() -> None:
     assert {step for _, step, _ in trace.failed} == {"near/fail"}
 
 
+@pytest.mark.crawl
 async def test_items_that_end_in_the_spider_middleware_are_among_the_last_thousand() -> None:
     """One in 100 fails there, and most of the others are dropped."""
     items = [

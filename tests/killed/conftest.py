@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scrapy
 
 from ..disks import small_disk as small_disk  # noqa: PLC0414
 from ..postgres import postgres as postgres  # noqa: PLC0414
-from ..scale import IS_FULL
+from ..scale import IS_FULL, IS_LATEST
 from .jobs import RUNTIMES, Job
 
-# Crawls of the lowest Scrapy are killed on one runtime alone: there are three with the latest.
-IS_LATEST = scrapy.version_info >= (2, 19)
 
-
+# Crawls of the lowest Scrapy are killed on one runtime alone.
 @pytest.fixture(params=RUNTIMES if IS_LATEST or IS_FULL else RUNTIMES[:1])
 def of_each_runtime(request: pytest.FixtureRequest) -> str:
     return request.param

@@ -69,7 +69,6 @@ class Job:
             str(self.write_plan(**plan)),
             stdout=output,
             stderr=output,
-            measured=False,
         )
 
     @property
