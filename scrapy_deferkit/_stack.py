@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +31,7 @@ from .processor import (
     make_step,
     name_of,
     needs_crawler,
+    refuse_unless_taking,
     release,
 )
 
@@ -238,26 +238,21 @@ class Stack:
         if errors:
             raise ClosingError(str(self), errors)
 
-    def refuse_unless_taking(self, extra: int, meaning: str) -> None:
-        """Raise :exc:`StackConfigError` at a processor that cannot take *extra* arguments.
+    def refuse_unless_taking(self, *arguments: str) -> None:
+        """Raise :exc:`StackConfigError` at a step that cannot be called as the stack is.
 
-        *meaning* is how the arguments of a processor are shown, such as ``"(item, response)"``.
+        The *arguments* of the stack are given by their names, as in ``("item", "response")``.
         """
         for position, step in enumerate(self.steps or ()):
+            given = self._arguments_of(position, arguments)
             if is_stack(step.source):
-                step.source.refuse_unless_taking(extra, meaning)
-            elif not step.takes_item_only:
-                leading = self._leading_arguments(position)
-                if not _takes(step.call, leading + extra):
-                    before = "(failure, ...) before them, " if leading > 1 else ""
-                    raise StackConfigError(
-                        f"{self.name}/{step.name}: processors here are called with {meaning}, "
-                        f"{before}and {step.name}{_signature(step.call)} cannot take that"
-                    )
+                step.source.refuse_unless_taking(*given)
+            else:
+                step.refuse_unless_taking(given, f"{self.path}/{step.name}")
 
-    def _leading_arguments(self, position: int) -> int:
-        """Tell how many arguments the step at *position* gets before the extra ones."""
-        return 1
+    def _arguments_of(self, position: int, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names of what the step at *position* gets, if the stack gets *arguments*."""
+        return arguments
 
     def _own(self, part: str, function: Callable[..., Any], *args: Any) -> Any:
         """Call a function of the stack's own, such as its ``copy``: what it raises has a path."""
@@ -387,10 +382,11 @@ def refuse_passing(on: Any, owner: str) -> None:
             )
 
 
-def check_function(value: Any, argument: str, meaning: str) -> None:
-    """Raise :exc:`StackConfigError` where *value* is not a plain function, as *argument* wants."""
+def check_function(value: Any, argument: str, meaning: str, of: str = "item") -> None:
+    """Raise :exc:`StackConfigError` if *value* is not a plain function of one argument, *of*."""
     if not callable(value):
         raise StackConfigError(f"{argument}={value!r}: {meaning}")
+    refuse_unless_taking(value, (of,), argument)
     if is_coroutine_function(value):
         raise StackConfigError(
             f"{argument}={name_of(value)}: {meaning}; {name_of(value)} is a coroutine function"
@@ -434,17 +430,3 @@ async def _close(steps: Iterable[Step], crawler: Crawler) -> list[BaseException]
         except _ERRORS as error:
             errors.append(error)
     return errors
-
-
-def _takes(call: Callable[..., Any], count: int) -> bool:
-    try:
-        inspect.signature(call).bind(*(None,) * count)
-    except TypeError:
-        return False
-    except ValueError:  # a callable without a readable signature: nobody can tell
-        return True
-    return True
-
-
-def _signature(call: Callable[..., Any]) -> str:
-    return str(inspect.signature(call))

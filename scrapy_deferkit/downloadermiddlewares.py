@@ -68,11 +68,11 @@ class StackDownloaderMiddleware:
         if config.request_chain:
             with blaming("DEFERKIT_REQUEST_CHAIN"):
                 requests = RequestChain(*config.request_chain).bind(crawler)
-                requests.refuse_unless_taking(0, "(request)")
+                requests.refuse_unless_taking("request")
         if config.response_chain:
             with blaming("DEFERKIT_RESPONSE_CHAIN"):
                 responses = ResponseChain(config.response_chain).bind(crawler)
-                responses.refuse_unless_taking(1, "(response, request)")
+                responses.refuse_unless_taking("response", "request")
         return cls(crawler, requests, responses)
 
     async def process_request(self, request: Request) -> Request | Response | None:
@@ -178,7 +178,13 @@ class ResponseChain(Stack):
         self._pairs = [
             (pair[0] is not None, len(pair) > 1 and pair[1] is not None) for pair in pairs
         ]
+        self._are_errbacks = [
+            is_errback for pair in pairs for is_errback, it in enumerate(pair) if it is not None
+        ]
         super().__init__([it for pair in pairs for it in pair if it is not None], name)
+
+    def _arguments_of(self, position: int, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        return ("failure", *arguments[1:]) if self._are_errbacks[position] else arguments
 
     def _arrange(self) -> None:
         steps = iter(self.steps or ())

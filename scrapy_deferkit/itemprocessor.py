@@ -18,7 +18,7 @@ from scrapy.utils.python import global_object_name
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from ._config import Config
+from ._config import Config, blaming
 from ._crawl import Crawl, count, crawl_of
 from ._ends import end_as_failed, spawn_ending
 from ._engine import (
@@ -45,7 +45,7 @@ from .exceptions import (
     step_of,
     text_of,
 )
-from .processor import is_stack
+from .processor import is_stack, refuse_method_unless_taking
 from .stats import FOLD_AT, StepStats
 
 if TYPE_CHECKING:
@@ -144,6 +144,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
         while name in taken:
             number += 1
             name = f"{kind}#{number}"
+        with blaming("ITEM_PIPELINES"):
+            refuse_method_unless_taking(method, ("item",), name)
         bound = getattr(pipeline, "bound", None)
         root: str = getattr(bound, "path", "") if is_stack(bound) else ""
         record = None if self._stats is None else self._stats.add(name.__str__, root)

@@ -47,7 +47,9 @@ class StackPipeline:
             stack = cls._make_stack(config) if cls.stack is None else stack_at(cls.stack)
             if stack is None:
                 raise NotConfigured(f"{cls.__name__} needs the setting {cls.setting}")
-            return cls(stack.bind(crawler))
+            bound = stack.bind(crawler)
+            bound.refuse_unless_taking("item")
+            return cls(bound)
 
     @classmethod
     def _make_stack(cls, config: Config) -> Stack | None:

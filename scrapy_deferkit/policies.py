@@ -90,7 +90,8 @@ class Retry(Policy):
         if _is_exceptions(on):
             refuse_passing(on, "Retry")
         elif not isinstance(on, (type, tuple)) and callable(on):
-            check_function(on, "Retry: on", "a predicate is a function of the exception")
+            meaning = "a predicate is a function of the exception"
+            check_function(on, "Retry: on", meaning, of="exception")
         if not _is_exceptions(on) and (isinstance(on, (type, tuple)) or not callable(on)):
             raise StackConfigError(
                 f"Retry(on={on!r}): on= is an exception class, a tuple of them, or a function "

@@ -36,6 +36,25 @@ class Step:
     """What is opened and closed with the spider: a component, a stack, or a plain callable."""
     takes_item_only: bool = False
 
+    def refuse_unless_taking(self, arguments: tuple[str, ...], path: str) -> None:
+        """Raise :exc:`StackConfigError` if the step at *path* cannot be called with *arguments*.
+
+        They are given by their names; a pipeline is called with the first of them, the item.
+        """
+        source = self.source
+        if not self.takes_item_only:
+            refuse_unless_taking(source, arguments, path)
+        elif arguments[0] == "failure":
+            raise StackConfigError(
+                f"{path} is an errback, called with ({', '.join(arguments)}), and a pipeline's "
+                "process_item() takes an item: give a function"
+            )
+        else:
+            refuse_method_unless_taking(source.process_item, arguments[:1], path)
+        for hook in ("open_spider", "close_spider"):
+            if is_component(source) and (method := getattr(source, hook, None)) is not None:
+                refuse_method_unless_taking(method, (), path)
+
     async def open(self, crawler: Crawler) -> None:
         """Open what the step holds, as Scrapy opens a pipeline."""
         if is_stack(self.source):
@@ -170,12 +189,47 @@ def _component_step(name: str, component: Any, crawler: Crawler) -> Step:
     return Step(name, adapted, component, takes_item_only=True)
 
 
+def refuse_unless_taking(
+    call: Callable[..., Any], arguments: tuple[str, ...], path: str, **named: str
+) -> None:
+    """Raise :exc:`StackConfigError` if *call*, at *path*, cannot be called with *arguments*.
+
+    They are given by their names; *named* are given as keyword arguments.
+    """
+    try:
+        # Not that of what it wraps: a decorator may have arguments of its own, and give others.
+        signature = inspect.signature(call, follow_wrapped=False)
+    except (TypeError, ValueError):  # nobody can tell
+        return
+    try:
+        signature.bind(*arguments, **named)
+    except TypeError as error:
+        name = name_of(call)
+        raise StackConfigError(
+            f"{path} is called with ({', '.join((*arguments, *named))}), which its signature "
+            f"{name}{signature} does not allow ({error}): let it take these arguments"
+        ) from error
+
+
+def refuse_method_unless_taking(
+    method: Callable[..., Any], arguments: tuple[str, ...], path: str
+) -> None:
+    """Do as :func:`refuse_unless_taking` for a *method* that may want the ``spider``."""
+    named = {"spider": "spider"} if wants_spider(method) else {}
+    refuse_unless_taking(method, arguments, path, **named)
+
+
 def _build(component: type, crawler: Crawler) -> Any:
+    name = component.__name__
+    if hasattr(component, "from_crawler"):
+        refuse_unless_taking(component.from_crawler, ("crawler",), f"{name}.from_crawler")
+    else:
+        refuse_unless_taking(component, (), f"{name}, which has no from_crawler(),")
     try:
         return build_from_crawler(component, crawler)
     except NotConfigured as error:
         raise StackConfigError(
-            f"{component.__name__} is in a stack and says that it is not configured "
+            f"{name} is in a stack and says that it is not configured "
             f"({str(error) or 'without a reason'}): configure it, or take it out of the stack"
         ) from error
 

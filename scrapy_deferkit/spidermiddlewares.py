@@ -67,7 +67,7 @@ class StackSpiderMiddleware:
             StepStats.of(crawler)
         with blaming("DEFERKIT_SPIDER_STACK"):
             bound = stack_at(config.spider_stack).bind(crawler)
-            bound.refuse_unless_taking(1, "(item, response)")
+            bound.refuse_unless_taking("item", "response")
         return cls(crawler, bound, config.spider_concurrency)
 
     async def process_spider_output(

@@ -48,7 +48,7 @@ from .exceptions import (
     mark_step,
 )
 from .merge import copy_item, field_of, merge_changes, set_fields
-from .processor import name_of
+from .processor import name_of, refuse_unless_taking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -130,8 +130,8 @@ class Tolerant(Stack):
         self._roles = [role for pair in pairs for role in ("callback", "errback")[: len(pair)]]
         super().__init__([processor for pair in pairs for processor in pair], name)
 
-    def _leading_arguments(self, position: int) -> int:
-        return 2 if self._roles[position] == "errback" else 1
+    def _arguments_of(self, position: int, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        return ("failure", *arguments) if self._roles[position] == "errback" else arguments
 
     def _arrange(self) -> None:
         callbacks: list[Callable[..., Any] | None] = []
@@ -201,6 +201,7 @@ class Parallel(Stack):
                 f"Parallel(merge={merge!r}): merge= is a function of the item and the list of "
                 "the branches' results, such as merge_changes or keep_item"
             )
+        refuse_unless_taking(merge, ("item", "results"), "Parallel: merge")
         check_function(copy, "Parallel: copy", "copy= is a function of the item")
         self._merge = merge
         self._copy = copy
@@ -318,8 +319,8 @@ class Each(Stack):
         errbacks = [] if on_error in ("raise", "drop") else [on_error]
         super().__init__([processor, *errbacks], name)
 
-    def _leading_arguments(self, position: int) -> int:
-        return position + 1
+    def _arguments_of(self, position: int, arguments: tuple[str, ...]) -> tuple[str, ...]:
+        return (*("failure",) * position, "element", *arguments[1:])
 
     def _arrange(self) -> None:
         step, *errbacks = self.steps or ()

@@ -16,6 +16,7 @@ from ._runtime import CANCELLED, to_deferred
 from ._stack import cancelled_from_within
 from .exceptions import step_of
 from .merge import copy_item
+from .processor import stack_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,9 +73,11 @@ async def run_stack(
     """Bind *stack*, open it, put the *items* through it one after the other, and close it.
 
     *args* are the extra arguments of the processors, such as a response; *crawler* is a
-    :func:`mock_crawler` where none is given. Raises what opening and closing raise.
+    :func:`mock_crawler` where none is given. Raises what opening and closing raise, and
+    :exc:`~scrapy_deferkit.exceptions.StackConfigError` if the stack cannot be called like this.
     """
-    bound = stack.bind(mock_crawler() if crawler is None else crawler)
+    bound = stack_at(stack).bind(mock_crawler() if crawler is None else crawler)
+    bound.refuse_unless_taking("item", *(type(argument).__name__.lower() for argument in args))
     run = StackRun()
     await bound.open()
     try:

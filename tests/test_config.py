@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from functools import partial, wraps
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from scrapy.core.downloader.middleware import DownloaderMiddlewareManager
@@ -14,14 +16,23 @@ from scrapy.pipelines import ItemPipelineManager
 from scrapy_deferkit import (
     Chain,
     ChainPipeline,
+    CircuitBreaker,
+    DeferKitItemProcessor,
     EachPipeline,
+    Fallback,
+    Limit,
+    Parallel,
     ParallelPipeline,
+    Retry,
+    Route,
     StackConfigError,
     StackDownloaderMiddleware,
     StackPipeline,
     StackSpiderMiddleware,
+    Tolerant,
     TolerantPipeline,
 )
+from scrapy_deferkit.stats import StepStats
 from scrapy_deferkit.testing import mock_crawler
 
 pytestmark = pytest.mark.no_runtime
@@ -243,6 +254,228 @@ def test_a_processor_of_requests_takes_the_request_alone() -> None:
 def test_a_processor_of_responses_takes_the_request_too() -> None:
     message = refusal(StackDownloaderMiddleware, DEFERKIT_RESPONSE_CHAIN=[clean_title])
     assert "called with (response, request)" in message
+
+
+def takes_nothing() -> Any:
+    """Take nothing."""
+
+
+def takes_three(item: Any, session: Any, attempt: int) -> Any:
+    return item
+
+
+def counted(function: Any) -> Any:
+    """Give *function* more arguments, as decorators may that open a session."""
+
+    @wraps(function)
+    def call(item: Any, *_: Any) -> Any:
+        return function(item, 1, 2)
+
+    return call
+
+
+class Misnamed:
+    """A pipeline whose method has another name."""
+
+    def process(self, item: Any) -> Any:
+        return item
+
+
+class Argued:
+    """A pipeline that is told where to write."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def process_item(self, item: Any) -> Any:
+        return item
+
+
+class Ungiven:
+    """A pipeline whose ``from_crawler`` lacks the crawler."""
+
+    @classmethod
+    def from_crawler(cls) -> Any:
+        return cls()
+
+    def process_item(self, item: Any) -> Any:
+        return item
+
+
+class Asking:
+    """A pipeline that asks for the response."""
+
+    def process_item(self, item: Any, response: Any) -> Any:
+        return item
+
+
+class Reasoned:
+    """A pipeline that asks why the spider is closed."""
+
+    def process_item(self, item: Any) -> Any:
+        return item
+
+    def close_spider(self, spider: Any, reason: str) -> None:
+        """Close."""
+
+
+class Component:
+    """A pipeline that has all its methods."""
+
+    @classmethod
+    def from_crawler(cls, crawler: Any) -> Any:
+        return cls()
+
+    async def open_spider(self) -> None:
+        """Open."""
+
+    async def process_item(self, item: Any) -> Any:
+        return item
+
+    async def close_spider(self) -> None:
+        """Close."""
+
+
+class OfOldTimes:
+    """A pipeline with the ``spider`` of older versions."""
+
+    def open_spider(self, spider: Any) -> None:
+        """Open."""
+
+    def process_item(self, item: Any, spider: Any) -> Any:
+        return item
+
+    def close_spider(self, spider: Any = None) -> None:
+        """Close."""
+
+
+UNCALLABLE = {
+    takes_both: r"takes_both(item: 'Any', response: 'Any') -> 'Any'",
+    takes_nothing: r"takes_nothing() -> 'Any'",
+    Misnamed: "Misnamed()",
+    Argued: "Argued(path: 'str')",
+    Argued("a"): None,
+    Ungiven: "from_crawler() -> 'Any'",
+    Asking: "process_item(item: 'Any', response: 'Any') -> 'Any'",
+    Reasoned: "close_spider(spider: 'Any', reason: 'str')",
+}
+
+
+@pytest.mark.parametrize(
+    ("processor", "signature"), UNCALLABLE.items(), ids=[str(it) for it in UNCALLABLE.values()]
+)
+@pytest.mark.parametrize(
+    ("setting", "component", "value", "path"),
+    [
+        ("DEFERKIT_CHAIN", ChainPipeline, lambda it: [it], "Chain/{}"),
+        ("DEFERKIT_TOLERANT", TolerantPipeline, lambda it: [(it, takes_both)], "Tolerant/{}"),
+        ("DEFERKIT_PARALLEL", ParallelPipeline, lambda it: [it], "Parallel/{}"),
+        ("DEFERKIT_EACH", EachPipeline, lambda it: {"field": "n", "processor": it}, "Each/{}"),
+        (
+            "DEFERKIT_STACK",
+            StackPipeline,
+            lambda it: Chain(Limit(Fallback(it, clean_title), 1), name="shop"),
+            "shop/Limit/Fallback/{}",
+        ),
+        ("DEFERKIT_REQUEST_CHAIN", StackDownloaderMiddleware, lambda it: [it], "RequestChain/{}"),
+    ],
+    ids=["chain", "tolerant", "parallel", "each", "stack", "requests"],
+)
+def test_what_cannot_be_called_is_refused_with_its_signature(
+    setting: str, component: Any, value: Any, path: str, processor: Any, signature: str | None
+) -> None:
+    if signature is None:  # it can be
+        component.from_crawler(mock_crawler({setting: value(processor)}))
+        return
+    message = refusal(component, **{setting: value(processor)})
+    assert signature in message
+    assert path.format(processor.__name__) in message or f": {processor.__name__}" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "component", "steps", "called"),
+    [
+        ("DEFERKIT_TOLERANT", TolerantPipeline, [(clean_title, clean_title)], "(failure, item)"),
+        (
+            "DEFERKIT_EACH",
+            EachPipeline,
+            {"field": "n", "processor": clean_title, "on_error": clean_title},
+            "(failure, element)",
+        ),
+        (
+            "DEFERKIT_RESPONSE_CHAIN",
+            StackDownloaderMiddleware,
+            [(None, clean_title)],
+            "(failure, request)",
+        ),
+        (
+            "DEFERKIT_SPIDER_STACK",
+            StackSpiderMiddleware,
+            Tolerant((takes_both, takes_both)),
+            "(failure, item, response)",
+        ),
+        (
+            "DEFERKIT_STACK",
+            StackPipeline,
+            Tolerant((clean_title, Fallback(clean_title, takes_both))),
+            "(failure, item)",
+        ),
+        (
+            "DEFERKIT_STACK",
+            StackPipeline,
+            Tolerant((clean_title, OfOldTimes)),
+            "(failure, item)",
+        ),
+    ],
+)
+def test_an_errback_that_cannot_be_called_is_refused(
+    setting: str, component: Any, steps: Any, called: str
+) -> None:
+    assert called in refusal(component, **{setting: steps})
+
+
+@every_list
+def test_what_can_be_called_is_not_refused(setting: str, component: Any) -> None:
+    several = [
+        Component,
+        counted(takes_three),
+        OfOldTimes,
+        OfOldTimes(),
+        max,
+        dict,
+        Mock(),
+        partial(max, 1),
+    ]
+    component.from_crawler(mock_crawler({setting: several}))
+
+
+def test_steps_that_are_counted_are_looked_at_all_the_same() -> None:
+    crawler = mock_crawler({"DEFERKIT_CHAIN": [takes_both]})
+    StepStats.of(crawler)
+    with pytest.raises(StackConfigError, match="DEFERKIT_CHAIN: Chain/takes_both"):
+        ChainPipeline.from_crawler(crawler)
+
+
+def test_a_pipeline_of_the_project_that_takes_no_item_is_refused_by_our_item_processor() -> None:
+    pipelines = {Component: 1, Asking: 2}
+    with pytest.raises(StackConfigError, match=r"ITEM_PIPELINES: Asking .*process_item\(item: "):
+        DeferKitItemProcessor.from_crawler(mock_crawler({"ITEM_PIPELINES": pipelines}))
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda it: Tolerant(len, copy=it), "Tolerant: copy"),
+        (lambda it: Parallel(len, copy=it), "Parallel: copy"),
+        (lambda it: Parallel(len, merge=it), "Parallel: merge"),
+        (lambda it: Retry(len, on=it), "Retry: on"),
+        (lambda it: Route({it: len}), "Route: predicate"),
+        (lambda it: CircuitBreaker(len, key=it), "CircuitBreaker: key"),
+    ],
+)
+def test_a_function_that_a_stack_cannot_call_is_refused(make: Any, argument: str) -> None:
+    with pytest.raises(StackConfigError, match=rf"{argument} is called with \("):
+        make(takes_nothing)
 
 
 MANAGERS = {
