@@ -147,7 +147,7 @@ async def test_they_open_in_order_and_close_in_reverse(site: Site, way: Any) -> 
 async def test_the_chains_of_requests_and_responses_open_and_close_together(site: Site) -> None:
     site["/"] = page()
     settings = WAYS["request chain"](First, Second)
-    await crawl(site.url("/"), settings={**settings, "DEFERKIT_RESPONSE_CHAIN": [(Third, Third)]})
+    await crawl(site.url("/"), settings={**settings, "DEFERKIT_RESPONSE_CHAIN": [Third, Third]})
     ends = opened_and_closed()
     assert ends[:4] == [*IN_ORDER[:3], "Third.open_spider"]
     assert ends[4:] == ["Third.close_spider", *IN_ORDER[3:]]

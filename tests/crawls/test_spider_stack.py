@@ -181,7 +181,7 @@ async def test_a_processor_that_takes_no_response_is_refused(site: Site, stack: 
     message = str(refusal.value)
     assert message.startswith("DEFERKIT_SPIDER_STACK: ")
     assert "/lambda" in message
-    assert "(item, response)" in message
+    assert ", response)" in message
     assert site.requests == []
 
 
