@@ -26,6 +26,7 @@ SETTINGS = (
     "DEFERKIT_JOB_FSYNC",
     "DEFERKIT_MAX_DEATHS",
     "DEFERKIT_MAX_FAILED_ITEMS",
+    "DEFERKIT_NONE_IS_FAILURE",
     "DEFERKIT_PARALLEL",
     "DEFERKIT_REPLAY",
     "DEFERKIT_REPORT",
@@ -67,6 +68,7 @@ class Config:
     concurrent_items: int
     item_timeout: float
     max_failed_items: FailureLimit | None
+    none_is_failure: bool
     step_stats: bool
     report: bool
     dead_letters: bool
@@ -95,6 +97,7 @@ class Config:
             concurrent_items=_whole_number(settings, "DEFERKIT_CONCURRENT_ITEMS", 100, least=0),
             item_timeout=_seconds(settings, "DEFERKIT_ITEM_TIMEOUT", 3600.0),
             max_failed_items=_failure_limit(settings, "DEFERKIT_MAX_FAILED_ITEMS"),
+            none_is_failure=_flag(settings, "DEFERKIT_NONE_IS_FAILURE", default=True),
             step_stats=_flag(settings, "DEFERKIT_STEP_STATS", default=True),
             report=_flag(settings, "DEFERKIT_REPORT", default=False),
             dead_letters=_flag(settings, "DEFERKIT_DEAD_LETTERS", default=False),

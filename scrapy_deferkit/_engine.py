@@ -296,10 +296,12 @@ async def chain(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     left: Iterator[Callback] | None = None,
+    nothing_returned: Callable[[], Exception] | None = None,
 ) -> Any:
     """Do as :func:`start_chain` does, in a coroutine.
 
-    With *left*, *value* is what the last callback gave, and those in it have not been called.
+    With *left*, *value* is what the last callback gave, and those in it have not been called. With
+    *nothing_returned*, a callback that returns ``None`` fails with what that returns.
     """
     forget: Callback | None = None
     kind = _VALUE
@@ -324,6 +326,8 @@ async def chain(
                 return _raised(value)
             if kind == _NOTHING and isinstance(callbacks, Steps):
                 raise callbacks.nothing_returned(_position(callbacks, left))
+            if kind == _NOTHING and nothing_returned is not None:
+                raise nothing_returned()
             kind = _VALUE
     except StopIteration as stop:
         error = not_stopping(stop)
@@ -339,12 +343,14 @@ async def chain(
             forget(None)
 
 
-def resume(left: Iterator[Callback], value: Any) -> Coroutine[Any, Any, Any]:
+def resume(
+    left: Iterator[Callback], value: Any, nothing_returned: Callable[[], Exception] | None = None
+) -> Coroutine[Any, Any, Any]:
     """Wait for *value*, what :func:`advance` has returned, and call the callbacks that are *left*.
 
-    Failures are raised.
+    Failures are raised; ``None`` is one too if *nothing_returned* tells which.
     """
-    return chain((), value, (), {}, left)
+    return chain((), value, (), {}, left, nothing_returned)
 
 
 def _position(steps: Steps, left: Iterator[Callback]) -> int:

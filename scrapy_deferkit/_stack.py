@@ -412,11 +412,11 @@ def pair_of(step: Any, owner: str) -> tuple[Any, ...]:
     return tuple(step)
 
 
-def nothing_returned(path: str) -> NoItemReturned:
-    """Give the exception for a processor that returned ``None``."""
+def nothing_returned(path: str, more: str = "") -> NoItemReturned:
+    """Give the exception for a processor that returned ``None``, with *more* to say of it."""
     return NoItemReturned(
         f"{path} returned None; a processor returns the item to go on with "
-        "(is a `return item` missing?), or raises DropItem"
+        f"(is a `return item` missing?), or raises DropItem{more}"
     )
 
 

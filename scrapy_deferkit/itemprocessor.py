@@ -6,6 +6,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -34,11 +35,12 @@ from ._engine import (
 from ._lifecycle import close_spider
 from ._runtime import CANCELLED, Repeated, Started, Timer, to_deferred
 from ._scrapy import look_whether_to_close
-from ._stack import contained
+from ._stack import contained, nothing_returned
 from ._watchdog import FIRST_WARNING, GRACE, Watchdog
 from .delivery import PIPELINES, Delivery, Visit, current_visit
 from .exceptions import (
     ClosingError,
+    NoItemReturned,
     StepCancelled,
     StepTimeout,
     mark_step,
@@ -82,6 +84,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
       :exc:`~scrapy_deferkit.exceptions.StepTimeout` that names the step it was in;
     * failures carry the step where they rose, and steps are counted and timed
       (:mod:`scrapy_deferkit.stats`);
+    * a pipeline that returns ``None`` fails, unless ``DEFERKIT_NONE_IS_FAILURE`` is off;
     * ``CloseSpider`` raised in a pipeline closes the crawl with its reason;
     * ``DEFERKIT_MAX_FAILED_ITEMS`` closes it with the reason ``item_failures``;
     * when the spider closes, every pipeline is closed, whatever the others do.
@@ -105,6 +108,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
         for pipeline in self.middlewares:
             self._take(pipeline)
         self._has_begun = True
+        self._none_is_failure = config.none_is_failure
         self._timeout = config.item_timeout
         self._watchdog: Watchdog[_Wait] = Watchdog(self._timeout)
         self._limit = config.max_failed_items
@@ -219,7 +223,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             if kind:
                 waits: Waits = {}
                 outer = watch_waits(waits)
-                work = resume(calls, value)
+                nothing = partial(self._nothing_returned, left) if self._none_is_failure else None
+                work = resume(calls, value, nothing)
                 try:
                     waiting = work.send(None)
                     wait = _Wait(work, waiting)
@@ -265,6 +270,12 @@ class DeferKitItemProcessor(ItemPipelineManager):
     def _position(self, left: Iterator[Any]) -> int:
         """Tell which pipeline an item is in, for which those in *left* have not been called."""
         return len(self._calls) - length_hint(left) - 1
+
+    def _nothing_returned(self, left: Iterator[Any]) -> NoItemReturned:
+        return nothing_returned(
+            self._pipelines[self._position(left)].name,
+            "; DEFERKIT_NONE_IS_FAILURE = False has it passed on, as Scrapy does",
+        )
 
     def _failure(
         self,

@@ -186,6 +186,7 @@ BAD = {
     "DEFERKIT_CONCURRENT_ITEMS": [-1, "many", 2.5, True, [3]],
     "DEFERKIT_ITEM_TIMEOUT": [-1, "soon", float("inf"), float("nan"), True],
     "DEFERKIT_MAX_FAILED_ITEMS": [-1, "many", "0%", "101%", "x%", 2.5, True],
+    "DEFERKIT_NONE_IS_FAILURE": ["perhaps"],
     "DEFERKIT_STEP_STATS": ["perhaps"],
     "DEFERKIT_REPORT": ["perhaps"],
 }

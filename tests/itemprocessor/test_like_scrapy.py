@@ -235,12 +235,14 @@ async def test_a_crawl_with_pipelines_of_every_style_is_scrapys(tmp_path: Path) 
 
 
 async def test_nothing_returned_goes_on_to_the_next_pipeline(tmp_path: Path) -> None:
-    trace = await both(tmp_path, Nothing, AfterNothing, pages=[page(*numbered(10))])
+    as_scrapy = {"DEFERKIT_NONE_IS_FAILURE": False}
+    trace = await both(tmp_path, Nothing, AfterNothing, pages=[page(*numbered(10))], **as_scrapy)
     assert numbers(trace.scraped) == [-1, -1, 0, 1, 2, 3, 5, 6, 7, 8]
 
 
 async def test_nothing_returned_by_the_last_pipeline_is_what_is_scraped(tmp_path: Path) -> None:
-    trace = await both(tmp_path, Nothing, pages=[page(*numbered(5))])
+    as_scrapy = {"DEFERKIT_NONE_IS_FAILURE": False}
+    trace = await both(tmp_path, Nothing, pages=[page(*numbered(5))], **as_scrapy)
     assert trace.scraped.count(None) == 1
 
 
