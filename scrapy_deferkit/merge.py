@@ -347,6 +347,11 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
     return set_fields(item, changed, [field for field in changes if field not in changed])
 
 
+def is_changed(item: Any, original: Any) -> bool:
+    """Check whether *item*, which was a copy of *original*, is unequal to it by now."""
+    return not _is_same(item, original, (None, None))
+
+
 def keep_item(item: Any, results: Sequence[Any]) -> Any:
     """Give *item* as it was before the branches; ignore what they returned."""
     return item

@@ -47,7 +47,7 @@ from .exceptions import (
     add_notes,
     mark_step,
 )
-from .merge import copy_item, field_of, merge_changes, set_fields
+from .merge import copy_item, field_of, is_changed, keep_item, merge_changes, set_fields
 from .processor import name_of, refuse_unless_taking
 
 if TYPE_CHECKING:
@@ -180,7 +180,9 @@ class Parallel(Stack):
 
     ``merge`` is :func:`~scrapy_deferkit.merge.merge_changes` (what each branch changed),
     :func:`~scrapy_deferkit.merge.keep_item` (ignore the results), or your own, which may be a
-    coroutine function; *results* are in the order of the branches. A branch may return ``None``.
+    coroutine function; *results* are in the order of the branches. A branch that changed nothing
+    may return ``None``; one that changed its copy has forgotten its ``return`` then, and fails,
+    unless its result is ignored.
     On the first failure the branches that still run are cancelled and waited for, and then the
     item fails. Media pipelines are not cancelled: other items may wait for the same download.
 
@@ -247,6 +249,12 @@ class Parallel(Stack):
             self._mark(step, _error_of(failure))
             return failure
 
+        def check(result: Any) -> Any:
+            if result is not None or not self._is_forgotten(copied, item):
+                return result
+            more = "; it has changed its copy of the item, and None says that nothing has changed"
+            return fail(Failure(nothing_returned(f"{self.name}/{step.name}", more)))
+
         if failed:  # the item fails anyway: start nothing more
             return None
         try:
@@ -259,11 +267,22 @@ class Parallel(Stack):
         except BaseException:
             return fail(Failure())
         if is_pending(result):
-            result = to_deferred(result).addErrback(fail)
+            result = to_deferred(result).addCallbacks(check, fail)
             if (forget := note_wait(calls)) is not None:
                 result.addBoth(forget)
             running.append(result)
+        if result is None:
+            return check(result)
         return fail(result) if isinstance(result, Failure) else result
+
+    def _is_forgotten(self, copied: Any, item: Any) -> bool:
+        """Check whether a branch has changed *copied*, where its result matters."""
+        return (
+            self._merge is not keep_item
+            and is_changed(copied, item)
+            # Where no copy is equal to its original, nobody can tell.
+            and not is_changed(self._own("copy", self._copy, item), item)
+        )
 
     async def _merged(self, item: Any, results: list[Any]) -> Any:
         path = f"{self.name}/merge"

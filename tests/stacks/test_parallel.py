@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 
 from scrapy_deferkit import (
     Chain,
@@ -19,9 +21,10 @@ from scrapy_deferkit import (
     StepCancelled,
     Tolerant,
     keep_item,
+    merge_changes,
     step_of,
 )
-from scrapy_deferkit._runtime import to_deferred
+from scrapy_deferkit._runtime import to_deferred, turn
 
 from ..steps import Broken, Held, make_step, until, wait
 
@@ -63,6 +66,64 @@ async def test_a_branch_may_return_nothing() -> None:
         "a": 1,
         "b": 2,
     }
+
+
+@dataclass
+class Book:
+    title: str = " A "
+    tags: list[Any] = field(default_factory=lambda: [{"n": 1}])
+
+
+class Opaque:
+    """Equal to nothing but itself."""
+
+
+def change(item: Any) -> None:
+    """Change *item* somewhere below."""
+    tags = item["tags"] if isinstance(item, dict) else item.tags
+    tags[0]["n"] = 2
+
+
+async def change_later(item: Any) -> None:
+    await turn()
+    change(item)
+
+
+def change_by_a_deferred(item: Any) -> Any:
+    return succeed(item).addCallback(change)
+
+
+@pytest.mark.parametrize("forgetful", [change, change_later, change_by_a_deferred])
+@pytest.mark.parametrize("merge", [merge_changes, lambda item, results: item])
+@pytest.mark.parametrize("make", [Book, lambda: {"tags": [{"n": 1}], "shared": Opaque()}])
+async def test_a_branch_that_changed_its_copy_and_returns_nothing_fails(
+    forgetful: Any, merge: Any, make: Any
+) -> None:
+    held = Held()
+    running = to_deferred(Parallel(held, forgetful, merge=merge, name="shop")(make()))
+    with pytest.raises(NoItemReturned, match="shop/change.* returned None.*changed its copy") as no:
+        await wait(running)
+    assert step_of(no.value) == f"shop/{forgetful.__name__}"
+    assert held.cancelled
+
+
+@pytest.mark.parametrize("later", [True, False])
+async def test_a_branch_that_changed_nothing_may_return_nothing(later: bool) -> None:
+    async def look(item: Any) -> None:
+        await turn()
+
+    item = {"tags": [{"n": 1}], "nan": float("nan"), "shared": Opaque(), "book": Book()}
+    assert await Parallel(look if later else lambda item: None)(item) is item
+
+
+async def test_where_no_copy_equals_its_original_nobody_can_tell() -> None:
+    item = {"tags": [{"n": 1}], "own": Opaque()}
+    assert await Parallel(lambda item: None, copy=copy.deepcopy)(item) is item
+
+
+async def test_what_is_ignored_may_be_forgotten() -> None:
+    item = {"tags": [{"n": 1}]}
+    assert await Parallel(change, change_later, merge=keep_item)(item) == {"tags": [{"n": 1}]}
 
 
 async def test_results_come_in_the_order_of_the_branches() -> None:
