@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,14 +87,14 @@ class Config:
         """
         return cls(
             chain=_processors(settings, "DEFERKIT_CHAIN"),
-            tolerant=_processors(settings, "DEFERKIT_TOLERANT"),
+            tolerant=_pairs(settings, "DEFERKIT_TOLERANT"),
             parallel=_processors(settings, "DEFERKIT_PARALLEL"),
             each=_each(settings),
-            stack=settings.get("DEFERKIT_STACK"),
-            spider_stack=settings.get("DEFERKIT_SPIDER_STACK"),
+            stack=value_of(settings, "DEFERKIT_STACK"),
+            spider_stack=value_of(settings, "DEFERKIT_SPIDER_STACK"),
             spider_concurrency=_whole_number(settings, "DEFERKIT_SPIDER_CONCURRENCY", 16, least=1),
             request_chain=_processors(settings, "DEFERKIT_REQUEST_CHAIN"),
-            response_chain=_processors(settings, "DEFERKIT_RESPONSE_CHAIN"),
+            response_chain=_pairs(settings, "DEFERKIT_RESPONSE_CHAIN"),
             concurrent_items=_whole_number(settings, "DEFERKIT_CONCURRENT_ITEMS", 100, least=0),
             item_timeout=_seconds(settings, "DEFERKIT_ITEM_TIMEOUT", 3600.0),
             max_failed_items=_failure_limit(settings, "DEFERKIT_MAX_FAILED_ITEMS"),
@@ -117,12 +118,46 @@ def blaming(setting: str) -> Iterator[None]:
         raise StackConfigError(f"{setting}: {error}") from error
 
 
-def _processors(settings: BaseSettings, name: str) -> tuple[Any, ...] | None:
+def value_of(settings: BaseSettings, name: str) -> Any:
+    """Return the value of the setting *name*; ``None`` if it is not set, or to nothing."""
     value = settings.get(name)
-    if value is None or value == "":
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+def list_of(settings: BaseSettings, name: str) -> Any:
+    """Return the value of a setting that takes a list or a dict.
+
+    Text, from the command line, is JSON, or import paths between commas, as Scrapy has it there.
+    """
+    value = value_of(settings, name)
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith(("[", "{")):
+        return [path.strip() for path in value.split(",")]
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise StackConfigError(f"{name} = {value!r}: this is not JSON: {error}") from None
+
+
+def _pairs(settings: BaseSettings, name: str) -> tuple[Any, ...] | None:
+    value = settings.get(name)
+    if (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and not any(isinstance(part, (tuple, list)) for part in value)
+    ):
+        raise StackConfigError(
+            f"{name} = {value!s}: this may be one pair (processor, errback), or two processors; "
+            "write [(processor, errback)], or [processor, processor]"
+        )
+    return _processors(settings, name)
+
+
+def _processors(settings: BaseSettings, name: str) -> tuple[Any, ...] | None:
+    value = list_of(settings, name)
+    if value is None:
         return None
-    if isinstance(value, str):  # from the command line, as Scrapy reads lists there
-        return tuple(path.strip() for path in value.split(","))
     if not isinstance(value, (list, tuple)):
         raise StackConfigError(
             f"{name} = {value!s} ({type(value).__name__}): a list of processors is expected, as "
@@ -133,7 +168,7 @@ def _processors(settings: BaseSettings, name: str) -> tuple[Any, ...] | None:
 
 
 def _each(settings: BaseSettings) -> tuple[dict[str, Any], ...] | None:
-    value = settings.get("DEFERKIT_EACH")
+    value = list_of(settings, "DEFERKIT_EACH")
     if value is None:
         return None
     entries = value if isinstance(value, (list, tuple)) else [value]

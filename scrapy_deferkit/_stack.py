@@ -33,6 +33,7 @@ from .processor import (
     needs_crawler,
     refuse_unless_taking,
     release,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class Stack:
 
     needs_results = True
     """Whether a step that returns ``None`` has failed."""
+
+    returns = "the item to go on with (is a `return item` missing?), or raises DropItem"
+    """What a processor does, for who returns nothing; the outermost stack says it."""
 
     steps: tuple[Step, ...] | None = None
     """The steps as they are called; ``None`` as long as some of them need a crawler."""
@@ -107,6 +111,13 @@ class Stack:
     def path(self) -> str:
         """The names from the outermost stack to this one; the first place of a shared one."""
         return self.name if self._parent is None else f"{self._parent.path}/{self._place}"
+
+    def nothing_returned(self, part: str, more: str = "") -> NoItemReturned:
+        """Return the exception for *part* of the stack, which returned ``None``."""
+        outermost = self
+        while outermost._parent is not None:
+            outermost = outermost._parent
+        return nothing_returned(f"{self.name}/{part}", outermost.returns, more)
 
     def _count(self, what: str) -> None:
         """Count *what* in the crawl's stats, under this stack's path."""
@@ -340,7 +351,7 @@ class StepCalls(Steps):
 
     def nothing_returned(self, position: int) -> Exception:
         """Say which step returned no item."""
-        return nothing_returned(f"{self.stack.name}/{self.steps[position].name}")
+        return self.stack.nothing_returned(self.steps[position].name)
 
 
 def cancelled_from_within(error: BaseException | None) -> StepCancelled:
@@ -406,18 +417,15 @@ def pair_of(step: Any, owner: str) -> tuple[Any, ...]:
         return (step,)
     if len(step) != 2:
         raise StackConfigError(
-            f"{owner}: a step is a processor or a pair (processor, errback); got {step!r}, "
+            f"{owner}: a step is a processor or a pair (processor, errback); got {shown(step)}, "
             f"which has {len(step)} part{'' if len(step) == 1 else 's'}"
         )
     return tuple(step)
 
 
-def nothing_returned(path: str, more: str = "") -> NoItemReturned:
-    """Give the exception for a processor that returned ``None``, with *more* to say of it."""
-    return NoItemReturned(
-        f"{path} returned None; a processor returns the item to go on with "
-        f"(is a `return item` missing?), or raises DropItem{more}"
-    )
+def nothing_returned(path: str, returns: str = Stack.returns, more: str = "") -> NoItemReturned:
+    """Return the exception for a processor that returned ``None``, with *more* to say of it."""
+    return NoItemReturned(f"{path} returned None; a processor returns {returns}{more}")
 
 
 async def _close(steps: Iterable[Step], crawler: Crawler) -> list[BaseException]:

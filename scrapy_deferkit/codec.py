@@ -68,7 +68,7 @@ from zoneinfo import ZoneInfo
 
 from scrapy.item import Item
 
-from ._config import blaming
+from ._config import blaming, list_of
 from .exceptions import DeferKitError, StackConfigError
 
 if TYPE_CHECKING:
@@ -156,9 +156,7 @@ class Codec:
         Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where the latter is wrong.
         """
         packages = [path.strip().split(".")[0] for path in settings.getlist("SPIDER_MODULES")]
-        entries = settings.get("DEFERKIT_ITEM_CLASSES") or ()
-        if isinstance(entries, str):  # from the command line, as Scrapy reads lists there
-            entries = [path.strip() for path in entries.split(",")]
+        entries = list_of(settings, "DEFERKIT_ITEM_CLASSES") or ()
         if not isinstance(entries, (list, tuple, set, frozenset)):
             raise StackConfigError(
                 f"DEFERKIT_ITEM_CLASSES = {entries!s} ({type(entries).__name__}): a list of item "

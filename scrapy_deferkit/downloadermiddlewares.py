@@ -155,6 +155,11 @@ def _checked(result: Any) -> Request | Response:
 class RequestChain(Chain):
     """A chain over a request, which a Response ends."""
 
+    returns = (
+        "the Request (is a `return request` missing?), another one in its place or a Response, or "
+        "raises IgnoreRequest"
+    )
+
     def _arrange(self) -> None:
         steps = self.steps or ()
         self._calls = StepCalls.of(
@@ -171,6 +176,11 @@ def _unless_ended(end: type, call: Callable[..., Any]) -> Callable[..., Any]:
 
 class ResponseChain(Stack):
     """Pairs of callbacks and errbacks over a response or a failure, which a Request ends."""
+
+    returns = (
+        "a Response (is a `return response` missing?) or a Request, or raises IgnoreRequest; an "
+        "errback that does not recover returns its failure"
+    )
 
     def __init__(self, steps: Iterable[Any], name: str | None = None) -> None:
         pairs = [pair_of(step, "ResponseChain") for step in steps]

@@ -274,7 +274,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
     def _nothing_returned(self, left: Iterator[Any]) -> NoItemReturned:
         return nothing_returned(
             self._pipelines[self._position(left)].name,
-            "; DEFERKIT_NONE_IS_FAILURE = False has it passed on, as Scrapy does",
+            more="; DEFERKIT_NONE_IS_FAILURE = False has it passed on, as Scrapy does",
         )
 
     def _failure(
@@ -329,8 +329,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 self._failures.popleft()
         if len(self._failures) == limit.items:
             logger.error(
-                "%d items%s have failed: closing the spider (DEFERKIT_MAX_FAILED_ITEMS)",
+                "%d %s%s failed: closing the spider (DEFERKIT_MAX_FAILED_ITEMS)",
                 limit.items,
+                "item" if limit.items == 1 else "items",
                 f" of the last {limit.of_last}" if limit.of_last else "",
                 extra={"spider": self._spider},
             )

@@ -34,7 +34,6 @@ from ._stack import (
     cancelled_from_within,
     check_function,
     is_number_above_zero,
-    nothing_returned,
     refuse_passing,
 )
 from .exceptions import StackConfigError, StepTimeout, add_notes, step_of
@@ -247,7 +246,7 @@ class Timeout(Policy):
             if isinstance(result, Failure):
                 result.raiseException()
             if result is None:
-                raise nothing_returned(f"{self.name}/{self._step.name}")
+                raise self.nothing_returned(self._step.name)
         except StopIteration as stop:
             stopped = not_stopping(stop)
             self._mark(self._step, stopped)

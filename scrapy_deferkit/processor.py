@@ -114,6 +114,12 @@ def check(processor: Any, owner: str) -> None:
                 f"{owner}: {processor!r} is not an import path; "
                 'write it in full, as in "bookshop.processors.clean_title"'
             )
+    elif isinstance(processor, (tuple, list)):
+        raise StackConfigError(
+            f"{owner}: {shown(processor)} ({type(processor).__name__}) is not a processor; a pair "
+            "(processor, errback) is a step of Tolerant and its setting DEFERKIT_TOLERANT, or of "
+            "DEFERKIT_RESPONSE_CHAIN"
+        )
     elif not callable(processor) and not is_component(processor):
         raise StackConfigError(
             f"{owner}: {processor!r} ({type(processor).__name__}) is not a processor; allowed are "
@@ -272,7 +278,7 @@ def stack_at(stack: Any) -> Any:
     found = load(stack) if isinstance(stack, str) else stack
     if not is_stack(found) or isinstance(found, type):
         raise StackConfigError(
-            f"{found!r} ({type(found).__name__}) is not a stack; give a stack such as "
+            f"{shown(stack)} ({type(found).__name__}) is not a stack; give a stack such as "
             "Chain(clean, store), or its import path"
         )
     return found
@@ -298,6 +304,13 @@ def name_of(processor: Any) -> str:
         return name_of(processor.func)
     name = getattr(processor, "__name__", None) or type(processor).__name__
     return "lambda" if name == "<lambda>" else str(name)
+
+
+def shown(value: Any) -> str:
+    """Return how *value* is shown in messages: a function by its name, not by its address."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(shown, value))})"
+    return repr(value) if is_stack(value) or not callable(value) else name_of(value)
 
 
 def wants_spider(method: Callable[..., Any]) -> bool:

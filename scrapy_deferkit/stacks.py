@@ -31,7 +31,6 @@ from ._stack import (
     StepCalls,
     cancelled_from_within,
     check_function,
-    nothing_returned,
     pair_of,
     refuse_passing,
 )
@@ -48,7 +47,7 @@ from .exceptions import (
     mark_step,
 )
 from .merge import copy_item, field_of, is_changed, keep_item, merge_changes, set_fields
-from .processor import name_of, refuse_unless_taking
+from .processor import name_of, refuse_unless_taking, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -253,7 +252,7 @@ class Parallel(Stack):
             if result is not None or not self._is_forgotten(copied, item):
                 return result
             more = "; it has changed its copy of the item, and None says that nothing has changed"
-            return fail(Failure(nothing_returned(f"{self.name}/{step.name}", more)))
+            return fail(Failure(self.nothing_returned(step.name, more)))
 
         if failed:  # the item fails anyway: start nothing more
             return None
@@ -292,7 +291,7 @@ class Parallel(Stack):
             mark_step(error, path)
             raise
         if merged is None:
-            nothing = nothing_returned(path)
+            nothing = self.nothing_returned("merge")
             mark_step(nothing, path)
             raise nothing
         return merged
@@ -462,7 +461,7 @@ class _Elements(Iteration):
         """Take a Failure, or the ``None`` of a processor; return what the errback has begun."""
         each = self._each
         if result is None:
-            result = Failure(nothing_returned(f"{each.name}/{each._step.name}"))
+            result = Failure(each.nothing_returned(each._step.name))
         if isinstance(result, Failure):
             result = _as_failure(result)
             each._mark(each._step, _error_of(result))
@@ -517,9 +516,9 @@ class Route(Stack):
         for predicate in predicates:
             check_function(predicate, "Route: predicate", "a predicate answers at once")
         if object in routes and (predicates or default is not None):
-            unreachable = predicates[0] if predicates else f"default={default!r}"
+            unreachable = shown(predicates[0]) if predicates else f"default={shown(default)}"
             raise StackConfigError(
-                f"Route: {unreachable!s} is never reached, since every item is an object; take "
+                f"Route: {unreachable} is never reached, since every item is an object; take "
                 "out the entry for object, or what comes after the classes"
             )
         self._keys = list(routes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from itemadapter import is_item
 from scrapy import Spider
 from scrapy.exceptions import DropItem
 from scrapy.utils.spider import DefaultSpider
@@ -14,7 +15,7 @@ from twisted.python.failure import Failure
 from ._engine import resolve, settled
 from ._runtime import CANCELLED, to_deferred
 from ._stack import cancelled_from_within
-from .exceptions import step_of
+from .exceptions import StackConfigError, step_of
 from .merge import copy_item
 from .processor import stack_at
 
@@ -76,6 +77,8 @@ async def run_stack(
     :func:`mock_crawler` where none is given. Raises what opening and closing raise, and
     :exc:`~scrapy_deferkit.exceptions.StackConfigError` if the stack cannot be called like this.
     """
+    if isinstance(items, str) or is_item(items):
+        raise StackConfigError(f"run_stack(..., {items!r}): expected a list of items, as in [item]")
     bound = stack_at(stack).bind(mock_crawler() if crawler is None else crawler)
     bound.refuse_unless_taking("item", *(type(argument).__name__.lower() for argument in args))
     run = StackRun()

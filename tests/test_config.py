@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import scrapy
 from scrapy.core.downloader.middleware import DownloaderMiddlewareManager
 from scrapy.core.spidermw import SpiderMiddlewareManager
 from scrapy.exceptions import NotConfigured
@@ -32,6 +33,7 @@ from scrapy_deferkit import (
     Tolerant,
     TolerantPipeline,
 )
+from scrapy_deferkit.codec import Codec
 from scrapy_deferkit.stats import StepStats
 from scrapy_deferkit.testing import mock_crawler
 
@@ -118,8 +120,8 @@ def test_a_name_without_a_module_is_no_path() -> None:
 def test_a_path_to_no_stack_says_what_is_there(setting: str, component: Any) -> None:
     assert "did you mean 'A_STACK'?" in refusal(component, **{setting: f"{__name__}.A_STAKC"})
     message = refusal(component, **{setting: f"{__name__}.clean_title"})
-    assert "clean_title" in message
-    assert "is not a stack" in message
+    assert f"'{__name__}.clean_title' (function) is not a stack" in message
+    assert "clean_title (function) is not a stack" in refusal(component, **{setting: clean_title})
     assert "Chain(" in message
 
 
@@ -137,6 +139,73 @@ def test_a_path_to_what_cannot_be_called_is_no_processor() -> None:
 
 
 @every_pair
+def test_two_in_a_tuple_may_be_a_pair_or_two_steps(setting: str, component: Any) -> None:
+    paths = (f"{__name__}.clean_title", f"{__name__}.takes_both")
+    message = refusal(component, **{setting: paths})
+    assert "[(processor, errback)]" in message
+    assert "[processor, processor]" in message
+    if setting == "DEFERKIT_TOLERANT":
+        component.from_crawler(mock_crawler({setting: (paths, paths)}))
+
+
+TITLE = f"{__name__}.clean_title"
+
+FROM_THE_COMMAND_LINE = {
+    f"{TITLE}, {TITLE}": ["clean_title", "clean_title#2"],
+    f'["{TITLE}"]': ["clean_title"],
+    f' ["{TITLE}", "{TITLE}"]': ["clean_title", "clean_title#2"],
+}
+
+
+@pytest.mark.parametrize(("text", "names"), FROM_THE_COMMAND_LINE.items())
+@pytest.mark.parametrize("setting", ["DEFERKIT_CHAIN", "DEFERKIT_TOLERANT", "DEFERKIT_PARALLEL"])
+def test_a_list_from_the_command_line_is_json_or_paths(
+    setting: str, text: str, names: list[str]
+) -> None:
+    stack = LISTS[setting].from_crawler(mock_crawler({setting: text})).bound
+    assert [step.name for step in stack.steps] == names
+
+
+def test_pairs_from_the_command_line_are_json() -> None:
+    text = f'["{TITLE}", ["{TITLE}", "{__name__}.takes_both"]]'
+    stack = TolerantPipeline.from_crawler(mock_crawler({"DEFERKIT_TOLERANT": text})).bound
+    assert [step.name for step in stack.steps] == ["clean_title", "clean_title#2", "takes_both"]
+    pairs = f'[[null, "{__name__}.takes_both"]]'
+    StackDownloaderMiddleware.from_crawler(mock_crawler({"DEFERKIT_RESPONSE_CHAIN": pairs}))
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_the_elements_from_the_command_line_are_json(several: bool) -> None:
+    text = f'{{"field": "offers", "processor": "{TITLE}"}}'
+    text = f"[{text}, {text}]" if several else text
+    stack = EachPipeline.from_crawler(mock_crawler({"DEFERKIT_EACH": text})).bound
+    names = [step.name for step in stack.steps]
+    assert names == (["Each", "Each#2"] if several else ["clean_title"])
+
+
+@pytest.mark.parametrize("setting", [*LISTS, "DEFERKIT_EACH"])
+def test_what_is_no_json_says_where(setting: str) -> None:
+    component = LISTS.get(setting, EachPipeline)
+    message = refusal(component, **{setting: "['shop.clean']"})
+    assert message.startswith(f"{setting} = \"['shop.clean']\": this is not JSON: ")
+    assert "column 2" in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "component"), {**LISTS, **STACKS, "DEFERKIT_EACH": EachPipeline}.items()
+)
+@pytest.mark.parametrize("nothing", ["", " ", None])
+def test_a_setting_that_is_emptied_is_not_set(setting: str, component: Any, nothing: Any) -> None:
+    with pytest.raises(NotConfigured):
+        component.from_crawler(mock_crawler({setting: nothing}))
+
+
+def test_classes_of_items_from_the_command_line_may_be_json() -> None:
+    crawler = mock_crawler({"DEFERKIT_ITEM_CLASSES": '["scrapy.Item"]'})
+    assert Codec.from_settings(crawler.settings)._classes["scrapy.Item"] is scrapy.Item
+
+
+@every_pair
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_pair_has_two_parts(setting: str, component: Any, size: int) -> None:
     message = refusal(component, **{setting: [(clean_title,) * size]})
@@ -146,7 +215,9 @@ def test_a_pair_has_two_parts(setting: str, component: Any, size: int) -> None:
 
 def test_a_pair_where_none_belongs_is_refused() -> None:
     message = refusal(ChainPipeline, DEFERKIT_CHAIN=[(clean_title, clean_title)])
-    assert "(tuple) is not a processor" in message
+    assert "(clean_title, clean_title) (tuple) is not a processor" in message
+    assert "a step of Tolerant and its setting DEFERKIT_TOLERANT" in message
+    assert "a step of Tolerant" in refusal(ChainPipeline, DEFERKIT_CHAIN='[["a.b", "a.c"]]')
 
 
 @every_list

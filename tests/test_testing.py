@@ -10,7 +10,7 @@ from scrapy.exceptions import DropItem
 from scrapy.http import Request, TextResponse
 from scrapy.spiders import CrawlSpider
 
-from scrapy_deferkit import Chain, ClosingError, Parallel
+from scrapy_deferkit import Chain, ClosingError, Parallel, StackConfigError
 from scrapy_deferkit.testing import mock_crawler, run_stack
 
 from .steps import Broken
@@ -134,6 +134,30 @@ async def test_extra_arguments_go_to_the_processors() -> None:
     response = TextResponse("https://shop.example")
     run = await run_stack(Chain(judge), [{"title": "A"}], response)
     assert run.scraped == [{"title": "A", "seen": (response,)}]
+
+
+@pytest.mark.parametrize(
+    ("stack", "message"),
+    [
+        (judge, r"judge \(function\) is not a stack"),
+        (Chain, r"Chain \(type\) is not a stack"),
+        (f"{__name__}.judge", rf"'{__name__}.judge' \(function\) is not a stack"),
+    ],
+)
+async def test_what_is_no_stack_is_refused(stack: Any, message: str) -> None:
+    with pytest.raises(StackConfigError, match=message):
+        await run_stack(stack, [])
+
+
+@pytest.mark.parametrize("items", [{"title": "A"}, "title"])
+async def test_one_item_in_the_place_of_several_is_refused(items: Any) -> None:
+    with pytest.raises(StackConfigError, match=r"expected a list of items, as in \[item\]"):
+        await run_stack(Chain(judge), items)
+
+
+async def test_a_stack_that_cannot_be_called_like_this_is_refused() -> None:
+    with pytest.raises(StackConfigError, match=r"Chain/lambda .* \(item, crawler\)"):
+        await run_stack(Chain(lambda item: item), [{}], mock_crawler())
 
 
 async def test_a_run_opens_and_closes_the_stack_once() -> None:

@@ -10,8 +10,16 @@ import pytest
 from scrapy.exceptions import IgnoreRequest
 from scrapy.http import Request, TextResponse
 
-from scrapy_deferkit import DeferKitError, NoItemReturned, StackDownloaderMiddleware, step_of
+from scrapy_deferkit import (
+    Chain,
+    DeferKitError,
+    Limit,
+    NoItemReturned,
+    StackDownloaderMiddleware,
+    step_of,
+)
 from scrapy_deferkit._runtime import turn
+from scrapy_deferkit.testing import mock_crawler
 
 from .local_site import Site, page
 from .tracing import Shop, Trace, crawl
@@ -186,3 +194,17 @@ async def test_a_result_that_is_no_request_is_refused(site: Site) -> None:
     assert "'http://127.0.0.1" in str(failure.value)
     assert "Request or a Response" in str(failure.value)
     assert site.requests == []
+
+
+@pytest.mark.parametrize("wrap", [lambda it: it, Chain, lambda it: Limit(Chain(it), 1)])
+async def test_what_returns_nothing_is_told_about_requests(wrap: Any) -> None:
+    def forget(request: Request) -> None:
+        request.meta["a"] = 1
+
+    crawler = mock_crawler({"DEFERKIT_REQUEST_CHAIN": [wrap(forget)]})
+    middleware = StackDownloaderMiddleware.from_crawler(crawler)
+    with pytest.raises(NoItemReturned) as failure:
+        await middleware.process_request(Request("https://shop.example"))
+    assert "`return request`" in str(failure.value)
+    assert "IgnoreRequest" in str(failure.value)
+    assert "DropItem" not in str(failure.value)

@@ -11,6 +11,7 @@ from twisted.python.failure import Failure
 
 from scrapy_deferkit import DeferKitError, NoItemReturned, StackDownloaderMiddleware, step_of
 from scrapy_deferkit._runtime import turn
+from scrapy_deferkit.testing import mock_crawler
 
 from ..steps import Broken
 from .local_site import Site, broken_off, page, silence
@@ -256,3 +257,17 @@ async def test_what_fails_in_the_request_chain_enters_on_the_errbacks_side(site:
     trace = await crawl_by(site, (fail, errback), DEFERKIT_REQUEST_CHAIN=[sign])
     assert trace.scraped == [{"title": "stand-in"}]
     assert [step_of(failure.value) for failure in failures] == ["RequestChain/sign"]
+
+
+async def test_what_returns_nothing_is_told_about_responses() -> None:
+    crawler = mock_crawler({"DEFERKIT_RESPONSE_CHAIN": [(lambda *_: None, lambda *_: None)]})
+    middleware = StackDownloaderMiddleware.from_crawler(crawler)
+    request = Request("https://shop.example")
+    for called in (
+        middleware.process_response(request, Response(request.url)),
+        middleware.process_exception(request, Broken()),
+    ):
+        with pytest.raises(NoItemReturned) as failure:
+            await called
+        assert "`return response`" in str(failure.value)
+        assert "DropItem" not in str(failure.value)
