@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from ._engine import Outstanding
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 _SLOT = "_deferkit"
 
 logger = logging.getLogger(__name__)
+
+
+# What stands above this module can have no type here.
+current_visit: ContextVar[Any] = ContextVar("deferkit_visit", default=None)
+"""The ``Visit`` of the item that the running code belongs to; tasks and Deferreds inherit it."""
 
 
 class Crawl:

@@ -6,9 +6,10 @@ import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from scrapy.exceptions import CloseSpider, DropItem
+from scrapy.http import Request, Response
 from twisted.internet.defer import DeferredLock
 
-from ._crawl import count, crawl_of
+from ._crawl import count, crawl_of, current_visit
 from ._engine import Steps, granted
 from ._runtime import CANCELLED, is_asked_for
 from .defer import process_chain_async
@@ -352,6 +353,18 @@ class StepCalls(Steps):
     def nothing_returned(self, position: int) -> Exception:
         """Say which step returned no item."""
         return self.stack.nothing_returned(self.steps[position].name)
+
+
+def naming(item: Any, args: Iterable[Any]) -> str:
+    """Return what log lines call *item*, which came with *args*: it is named by its page."""
+    if isinstance(item, (Request, Response)):
+        return str(item)
+    page = next((value.url for value in args if isinstance(value, (Request, Response))), None)
+    visit = current_visit.get()
+    # A visit of another page is that of the item before this one, in the same task.
+    if visit is not None and page in (None, visit.page_url):
+        page = visit.origin
+    return "the item" if page is None else f"the item of {page}"
 
 
 def cancelled_from_within(error: BaseException | None) -> StepCancelled:

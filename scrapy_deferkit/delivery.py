@@ -7,7 +7,6 @@ import json
 import logging
 import traceback
 import uuid
-from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,12 @@ from scrapy.utils.python import global_object_name
 from twisted.python.failure import Failure
 
 from ._config import Config
-from ._crawl import count, crawl_of, is_crawl
+from ._crawl import count, crawl_of, current_visit, is_crawl
 from ._engine import resolve, shield
 from ._letterbox import LetterBox
 from ._letters import REQUEST
 from .codec import Codec, Encoded
-from .exceptions import DeadLettersError, StackConfigError, step_of, text_of
+from .exceptions import DeadLettersError, StackConfigError, mark_item, step_of, text_of
 from .merge import ATOMS, copy_item, is_simple
 from .signals import item_dead_lettered
 
@@ -41,9 +40,6 @@ SPIDER_STACK = "spider stack"
 
 _LONGEST_TEXT = 20_000
 _LONGEST_ARGUMENT = 500
-
-current_visit: ContextVar[Visit | None] = ContextVar("deferkit_visit", default=None)
-"""The item that the running code belongs to; tasks and Deferreds that it begins inherit it."""
 
 
 class Visit:
@@ -94,7 +90,7 @@ class Visit:
 
         ``None`` if the item comes another way: a pipeline has submitted it, say.
         """
-        visit = current_visit.get()
+        visit: Visit | None = current_visit.get()
         if visit is None or visit.is_taken or visit.item is not item:
             return None
         visit.is_taken = True
@@ -102,8 +98,9 @@ class Visit:
 
     @property
     def origin(self) -> str:
-        """What the item comes from, for messages."""
-        return self.page_url or "no page"
+        """What the item comes from, for messages: its page, and its dead letter in a replay."""
+        page = self.page_url or "no page"
+        return page if self.letter is None else f"{page} (dead letter {self.letter.id})"
 
     def holds(self, release: Callable[[Visit], object]) -> None:
         """Call *release* with this visit once, when the item leaves its stage."""
@@ -139,12 +136,17 @@ class Visit:
         crawl.ended += 1
         if crawl.on_failed is not None:
             crawl.on_failed()
+        kept = None
+        mark_item(error, None)  # of an exception object that is raised again and again
         if crawl.delivery is not None:
             try:
-                await resolve(shield(crawl.delivery.keep(self, error)))
+                kept = await resolve(shield(crawl.delivery.keep(self, error)))
             except BaseException:
                 self.has_no_safe_end()
                 raise
+        # Behind the letter, whose traceback is kept once for all pages.
+        is_new = kept is not None and self.letter is None
+        mark_item(error, f"{self.origin} (dead letter {kept})" if is_new else self.origin)
 
     def encoded(self, encode: Callable[[Any], Encoded]) -> Encoded:
         """Return the item as it entered, in its stored form."""
@@ -228,8 +230,11 @@ class Delivery:
         count(self.crawler, "replay/delivered")
         self.letters.delivered(letter.id)
 
-    async def keep(self, visit: Visit, error: Exception) -> None:
-        """Keep the item of *visit*, which failed with *error*, as a dead letter, and signal it."""
+    async def keep(self, visit: Visit, error: Exception) -> str | None:
+        """Keep the item of *visit*, which failed with *error*, as a dead letter, and signal it.
+
+        Returns its id; ``None`` if it could not be kept.
+        """
         letter = visit.letter
         letter_id = f"{self.run}-{next(self._numbers)}" if letter is None else letter.id
         encoded = visit.encoded(self._encode)
@@ -241,7 +246,7 @@ class Delivery:
         except Exception as trouble:
             visit.has_no_safe_end()
             await self.letters.tell_of_lost(failed, trouble)
-            return
+            return None
         finally:
             visit.leave()
         count(self.crawler, "items/dead_lettered" if visit.letter is None else "replay/failed")
@@ -252,6 +257,7 @@ class Delivery:
             letter_id=failed.id,
             spider=self.crawler.spider,
         )
+        return failed.id
 
     async def keep_request(self, letter_id: str, request: dict[str, Any], error: Exception) -> None:
         """Keep the outline of a *request* that its job has set aside; raises if it cannot.

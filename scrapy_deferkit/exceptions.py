@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 _STEP = "deferkit_step"
+_ITEM = "deferkit_item"
 
 
 class DeferKitError(Exception):
@@ -115,11 +116,27 @@ def mark_step(error: BaseException, path: str) -> None:
     A later call replaces what an earlier one noted, so an exception object that is raised
     again and again does not gather notes.
     """
+    _mark(error, _STEP, path, "In the step {}".format)
+
+
+def mark_item(error: BaseException, origin: str | None) -> None:
+    """Note on *error* the *origin* of the item that failed with it, for tracebacks.
+
+    It takes the place of what was noted before; ``None`` takes that away.
+    """
+    _mark(error, _ITEM, origin, "With an item of {}".format)
+
+
+def _mark(
+    error: BaseException, name: str, value: str | None, note: Callable[[str | None], str]
+) -> None:
     try:
-        notes = getattr(error, "__notes__", [])
-        kept = [note for note in notes if note != _note(step_of(error))]
-        setattr(error, _STEP, path)
-        error.__notes__ = [*kept, _note(path)]
+        before = getattr(error, name, None)
+        if value is before is None:
+            return
+        kept = [each for each in getattr(error, "__notes__", []) if each != note(before)]
+        setattr(error, name, value)
+        error.__notes__ = kept if value is None else [*kept, note(value)]
     except Exception:
         # An exception class may refuse new attributes; the failure itself matters more.
         return
@@ -143,7 +160,3 @@ def text_of(error: BaseException) -> str:
         return str(error) or str(getattr(error, "reason", None) or "")
     except Exception:
         return f"(a {type(error).__name__} that has no text)"
-
-
-def _note(path: str | None) -> str:
-    return f"In the step {path}"

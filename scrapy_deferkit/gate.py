@@ -12,7 +12,7 @@ from scrapy.exceptions import CloseSpider
 from scrapy.http import Request, Response
 
 from ._config import Config
-from ._crawl import count, crawl_of
+from ._crawl import count, crawl_of, current_visit
 from ._ends import end_as_failed, spawn_ending
 from ._engine import END, PASSED, Iteration, resolve, shield
 from ._lifecycle import close_spider
@@ -26,7 +26,7 @@ from ._scrapy import (
     wrap_errback_output,
 )
 from ._slots import Slots
-from .delivery import PIPELINES, SPIDER_STACK, Visit, current_visit
+from .delivery import PIPELINES, SPIDER_STACK, Visit
 from .exceptions import DeferKitError, StepCancelled, text_of
 from .replay import Replay, is_spider_stack
 

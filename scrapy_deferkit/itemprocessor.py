@@ -20,7 +20,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from ._config import Config, blaming
-from ._crawl import Crawl, count, crawl_of
+from ._crawl import Crawl, count, crawl_of, current_visit
 from ._ends import end_as_failed, spawn_ending
 from ._engine import (
     advance,
@@ -37,7 +37,7 @@ from ._runtime import CANCELLED, Repeated, Started, Timer, to_deferred
 from ._scrapy import look_whether_to_close
 from ._stack import contained, nothing_returned
 from ._watchdog import FIRST_WARNING, GRACE, Watchdog
-from .delivery import PIPELINES, Delivery, Visit, current_visit
+from .delivery import PIPELINES, Delivery, Visit
 from .exceptions import (
     ClosingError,
     NoItemReturned,
@@ -439,6 +439,9 @@ class _Wait(Started):
         """The path of the step that the item waits in."""
         return waiting_in(self.waits) or self.processor._pipelines[self.position].name
 
+    def __str__(self) -> str:
+        return f"{self.expired_in or self.step}, with the item of {self.visit.origin},"
+
     def warn(self, seconds: float) -> None:
         """Log that the item has been here for *seconds*."""
         timeout = self.processor._timeout
@@ -461,10 +464,12 @@ class _Wait(Started):
         """End the step, which was cancelled and goes on."""
         self._log(
             logging.ERROR,
-            "%s was cancelled after %g s and has not ended %g s later; its item fails without it",
+            "%s was cancelled after %g s and has not ended %g s later; the item of %s fails "
+            "without it",
             self.expired_in,
             self.processor._timeout,
             GRACE,
+            self.visit.origin,
         )
         super().give_up()
 

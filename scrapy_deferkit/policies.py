@@ -8,6 +8,7 @@ Each wraps processors and is a processor, so they nest anywhere:
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -26,7 +27,7 @@ from ._engine import (
     settled,
 )
 from ._imports import import_in_thread
-from ._runtime import CANCELLED, Timer, monotonic, sleep, to_deferred
+from ._runtime import CANCELLED, Timer, monotonic, now, sleep, to_deferred
 from ._stack import (
     PASSING,
     Policy,
@@ -34,6 +35,7 @@ from ._stack import (
     cancelled_from_within,
     check_function,
     is_number_above_zero,
+    naming,
     refuse_passing,
 )
 from .exceptions import StackConfigError, StepTimeout, add_notes, step_of
@@ -239,7 +241,7 @@ class Timeout(Policy):
             if is_pending(result):
                 forget = note_wait(self._calls)
                 try:
-                    result = await self._within_time(to_deferred(result))
+                    result = await self._within_time(to_deferred(result), item, args)
                 finally:
                     if forget is not None:
                         forget(None)
@@ -256,7 +258,7 @@ class Timeout(Policy):
             raise
         return result
 
-    async def _within_time(self, work: Deferred[Any]) -> Any:
+    async def _within_time(self, work: Deferred[Any], item: Any, args: Any) -> Any:
         outcome: list[Any] = []
         gate = Gate([work])
         work.addBoth(outcome.append).addBoth(gate.open)
@@ -292,10 +294,12 @@ class Timeout(Policy):
             forget_waits_below(path)
             self._log(
                 logging.ERROR,
-                "%s was cancelled after %g s and has not ended %g s later; it goes on unheard",
+                "%s was cancelled after %g s and has not ended %g s later, with %s; its result is "
+                "ignored",
                 self._step.name,
                 self._seconds,
                 self._grace,
+                naming(item, args),
             )
         raise StepTimeout(path, self._seconds)
 
@@ -354,11 +358,28 @@ class Fallback(Stack):
         raise last
 
 
+_INTERVAL = 60.0
+"""Seconds between two log lines on failures of one kind."""
+
+_MOST_KINDS = 100
+
+
+@dataclass
+class _Repeats:
+    """The failures of one kind that have not been logged *since* a time."""
+
+    since: float
+    number: int = 0
+    last: str = ""
+    """The item of the last one."""
+
+
 class Tap(Policy):
     """Call *processor* for its side effect, with a copy of the item, and go on with the item.
 
     What it returns is ignored. A failure is logged, counted as ``tap_failed``, and goes no
-    further; ``DropItem`` still drops the item.
+    further; ``DropItem`` still drops the item. The first failure of each kind (its type and its
+    step) is logged with its traceback, the others as a number, once a minute and at the end.
     """
 
     needs_results = False
@@ -374,6 +395,9 @@ class Tap(Policy):
         self._copy = copy
         super().__init__([processor], name)
 
+    def _begin(self) -> None:
+        self._repeats: dict[Any, _Repeats] = {}
+
     async def __call__(self, item: Any, /, *args: Any, **kwargs: Any) -> Any:
         self._require_ready()
         copied = self._own("copy", self._copy, item)
@@ -386,8 +410,45 @@ class Tap(Policy):
         except Exception as error:
             self._mark(self._step, error)
             self._count("tap_failed")
-            self._log(logging.ERROR, "%s failed; the item goes on", self._step.name, exc_info=error)
+            self._log_failed(error, naming(item, args))
         return item
+
+    def _log_failed(self, error: Exception, item: str) -> None:
+        kind = type(error).__name__, step_of(error)
+        if kind not in self._repeats and len(self._repeats) >= _MOST_KINDS:
+            kind = "errors of other kinds", None
+        repeats = self._repeats.get(kind)
+        if repeats is None:
+            self._repeats[kind] = _Repeats(now())
+            message = "%s failed; %s goes on"
+            self._log(logging.ERROR, message, self._step.name, item, exc_info=error)
+            return
+        repeats.number += 1
+        repeats.last = item
+        if now() - repeats.since >= _INTERVAL:
+            self._log_repeats(kind[0], repeats)
+
+    def _log_repeats(self, kind: str, repeats: _Repeats) -> None:
+        if repeats.number:
+            self._log(
+                logging.ERROR,
+                "failures of %s with %s in the last %.0f s: %d, the last of %s; the items go on",
+                self._step.name,
+                kind,
+                now() - repeats.since,
+                repeats.number,
+                repeats.last,
+            )
+        repeats.number, repeats.since = 0, now()
+
+    async def close(self) -> None:
+        """Close the processor, and log how many failures have not been."""
+        try:
+            await super().close()
+        finally:
+            if not self._opened:
+                for (kind, _), repeats in self._repeats.items():
+                    self._log_repeats(kind, repeats)
 
     async def _tell(self, item: Any, args: Any, kwargs: Any) -> None:
         result = self._step.call(item, *args, **kwargs)

@@ -31,6 +31,7 @@ from ._stack import (
     StepCalls,
     cancelled_from_within,
     check_function,
+    naming,
     pair_of,
     refuse_passing,
 )
@@ -364,11 +365,11 @@ class Each(Stack):
         elements = _Elements(self, value, args, kwargs)
         kept = await elements.processed()
         if elements.is_failing:
-            kept = list(self._kept(kept))
+            kept = list(self._kept(kept, naming(item, args)))
         return self._own(self._field, set_fields, item, {self._field: _like(value, kept)})
 
-    def _kept(self, outcomes: list[Any]) -> Iterator[Any]:
-        """Give the elements that go on, or raise what fails the item."""
+    def _kept(self, outcomes: list[Any], item: str) -> Iterator[Any]:
+        """Give the elements that go on, or raise what fails the *item*, which is named so."""
         failures = []
         for position, outcome in enumerate(outcomes):
             if not isinstance(outcome, Failure):
@@ -383,15 +384,16 @@ class Each(Stack):
             add_notes(_error_of(first), notes)
             first.raiseException()
         for position, failure in failures:
-            self._count_dropped(position, failure)
+            self._count_dropped(position, failure, item)
         return (outcome for outcome in outcomes if not isinstance(outcome, Failure))
 
-    def _count_dropped(self, position: int, failure: Failure) -> None:
+    def _count_dropped(self, position: int, failure: Failure, item: str) -> None:
         self._log(
             logging.WARNING,
-            "element %d of the field %r failed and was dropped: %r",
+            "element %d of the field %r of %s failed and was dropped: %r",
             position,
             self._field,
+            item,
             failure.value,
         )
         self._count("elements_dropped")

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 import pytest
+from scrapy.http import Response
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -89,7 +90,7 @@ async def test_what_would_not_die_is_left_behind_and_named(clock: Clock, caplog:
     stubborn: Deferred[Any] = Deferred(lambda _: None)
     work: Deferred[Any] = Deferred()
 
-    async def ignore_cancellation(item: Any) -> Any:
+    async def ignore_cancellation(item: Any, response: Any) -> Any:
         while True:
             try:
                 return await wait(work)
@@ -98,7 +99,7 @@ async def test_what_would_not_die_is_left_behind_and_named(clock: Clock, caplog:
 
     crawler = mock_crawler()
     stack = Timeout(ignore_cancellation, 5, grace=2, name="shop").bind(crawler)
-    item = to_deferred(stack({}))
+    item = to_deferred(stack({}, Response("data:,")))
     await until(clock.getDelayedCalls)
     clock.advance(5)
     for _ in range(5):
@@ -108,6 +109,7 @@ async def test_what_would_not_die_is_left_behind_and_named(clock: Clock, caplog:
         with pytest.raises(StepTimeout):
             await wait(item)
     assert "shop: ignore_cancellation was cancelled after 5 s and has not ended 2 s" in caplog.text
+    assert "later, with the item of data:,; its result is ignored" in caplog.text
     assert crawler.stats.get_value("deferkit/shop/stuck") == 1
     stubborn.errback(Broken("nobody hears this"))
     for _ in range(5):

@@ -101,7 +101,10 @@ async def test_drop_removes_logs_and_counts_what_fails(caplog: Any) -> None:
             Each("n", process, on_error="drop", name="offers"), [{"n": [0, 1, 2]}], crawler=crawler
         )
     assert run.scraped == [{"n": [0, 20]}]
-    assert "offers: element 1 of the field 'n' failed and was dropped: Broken(1)" in caplog.text
+    assert (
+        "offers: element 1 of the field 'n' of the item failed and was dropped: Broken(1)"
+        in caplog.text
+    )
     assert crawler.stats.get_value("deferkit/offers/elements_dropped") == 1
 
 
