@@ -82,7 +82,9 @@ THE_WAYS = {
 
 
 def shown(error: BaseException) -> tuple[str, str | None, list[str]]:
-    return repr(error), step_of(error), getattr(error, "__notes__", [])
+    notes = getattr(error, "__notes__", [])
+    # Scrapy's own item processor does not know the page.
+    return repr(error), step_of(error), [it for it in notes if not it.startswith("With an item of")]
 
 
 def ends(trace: Trace) -> list[Any]:
