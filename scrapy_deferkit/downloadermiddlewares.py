@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from scrapy.exceptions import IgnoreRequest, NotConfigured
+from scrapy.exceptions import CloseSpider, IgnoreRequest, NotConfigured
 from scrapy.http import Request, Response
 from twisted.python.failure import Failure
 
 from ._config import Config, blaming
-from ._lifecycle import Lifecycle
-from ._stack import Stack, StepCalls, pair_of
+from ._lifecycle import Lifecycle, heed_close_spider
+from ._stack import PASSING, Stack, StepCalls, pair_of
 from .defer import process_chain_both_async
 from .exceptions import DeferKitError
 from .stacks import Chain
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _REPLACEMENT = "deferkit_replacement"
+_NO_FAILURES: tuple[type[BaseException], ...] = (IgnoreRequest, *PASSING)
 
 
 class StackDownloaderMiddleware:
@@ -79,7 +80,7 @@ class StackDownloaderMiddleware:
         """Run *request* through the request chain."""
         if self._requests is None or self._is_replacement(request):
             return None
-        result: Any = await self._requests(request)
+        result: Any = await self._run(self._requests, request)
         if result is request:
             return None
         if isinstance(result, Request):
@@ -90,6 +91,13 @@ class StackDownloaderMiddleware:
                 "processors return a Request or a Response"
             )
         return result  # type: ignore[no-any-return]
+
+    async def _run(self, chain: Stack, value: Any, *args: Any) -> Any:
+        try:
+            return await chain(value, *args)
+        except CloseSpider as error:
+            heed_close_spider(self._crawler, error)
+            raise
 
     def _fingerprint(self, request: Request) -> str:
         return self._crawler.request_fingerprinter.fingerprint(request).hex()
@@ -116,7 +124,7 @@ class StackDownloaderMiddleware:
         if request in self._recovered:  # an errback made it: it has been through the chain
             self._recovered.discard(request)
             return response
-        result = _checked(await self._responses(response, request))
+        result = _checked(await self._run(self._responses, response, request))
         if isinstance(result, Request):
             self._let_through_filter(request, result)
         return result
@@ -128,10 +136,10 @@ class StackDownloaderMiddleware:
 
         A request that is ignored on purpose (``IgnoreRequest``) is no failure.
         """
-        if self._responses is None or isinstance(exception, IgnoreRequest):
+        if self._responses is None or isinstance(exception, _NO_FAILURES):
             return None
         try:
-            result = _checked(await self._responses(Failure(exception), request))
+            result = _checked(await self._run(self._responses, Failure(exception), request))
         except Exception as error:
             if error is exception:
                 return None  # nothing here handles it: leave it to the other middlewares
@@ -214,6 +222,8 @@ class ResponseChain(Stack):
 
     def _errback(self, step: Any) -> Callable[..., Any]:
         def errback(failure: Failure, request: Request) -> Any:
+            if failure.check(*_NO_FAILURES):
+                return failure
             return self._handle(step, failure, request)
 
         return errback

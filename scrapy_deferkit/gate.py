@@ -8,14 +8,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
-from scrapy.exceptions import CloseSpider
 from scrapy.http import Request, Response
 
 from ._config import Config
 from ._crawl import count, crawl_of, current_visit
 from ._ends import end_as_failed, spawn_ending
 from ._engine import END, PASSED, Iteration, resolve, shield
-from ._lifecycle import close_spider
+from ._lifecycle import close_spider, heed_close_spider
 from ._runtime import CANCELLED, call_soon
 from ._scrapy import (
     engine_of,
@@ -50,8 +49,7 @@ class _Items(Iteration):
         self._crawler = crawler
 
     def _fail(self, error: BaseException) -> None:
-        if isinstance(error, CloseSpider):  # Scrapy hears of it when the items have ended
-            close_spider(self._crawler, error.reason or "cancelled")
+        heed_close_spider(self._crawler, error)  # Scrapy hears of it when the items have ended
         super()._fail(error)
 
 

@@ -11,7 +11,7 @@ from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from scrapy.exceptions import CloseSpider, DropItem
+from scrapy.exceptions import DropItem
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.pipelines.media import MediaPipeline
 from scrapy.settings import Settings
@@ -32,7 +32,7 @@ from ._engine import (
     waiting_in,
     watch_waits,
 )
-from ._lifecycle import close_spider
+from ._lifecycle import close_spider, heed_close_spider
 from ._runtime import CANCELLED, Repeated, Started, Timer, to_deferred
 from ._scrapy import look_whether_to_close
 from ._stack import contained, nothing_returned
@@ -312,8 +312,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             record.failed += 1
         if expired_at is None and not (pipeline.holds_stack and step_of(error)):
             mark_step(error, pipeline.name)
-        if isinstance(error, CloseSpider) and self.crawler is not None:
-            close_spider(self.crawler, error.reason or "cancelled")
+        if self.crawler is not None:
+            heed_close_spider(self.crawler, error)
         return error
 
     def _on_failed(self) -> None:

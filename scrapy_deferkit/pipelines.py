@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from scrapy.exceptions import NotConfigured
+from scrapy.exceptions import CloseSpider, NotConfigured
 
 from ._config import Config, blaming
+from ._lifecycle import heed_close_spider
 from ._runtime import CANCELLED, is_asked_for
 from ._stack import cancelled_from_within
 from .exceptions import StackConfigError
@@ -69,6 +70,10 @@ class StackPipeline:
                 raise
             # Scrapy would take it for its own, and lose the item unheard.
             raise cancelled_from_within(error) from error
+        except CloseSpider as error:
+            if self.bound._crawler is not None:
+                heed_close_spider(self.bound._crawler, error)
+            raise
 
     async def close_spider(self) -> None:
         """Close the components in the stack."""

@@ -6,14 +6,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
-from scrapy.exceptions import CloseSpider, DropItem, NotConfigured
+from scrapy.exceptions import DropItem, NotConfigured
 from scrapy.http import Request
 
 from ._config import Config, blaming
 from ._crawl import crawl_of
 from ._ends import end_as_dropped, end_as_failed, spawn_ending
 from ._engine import ordered, resolve, shield
-from ._lifecycle import Lifecycle, close_spider
+from ._lifecycle import Lifecycle, heed_close_spider
 from ._runtime import to_deferred
 from ._stack import contained
 from .delivery import SPIDER_STACK, Visit
@@ -129,8 +129,7 @@ class StackSpiderMiddleware:
             if failure is None:
                 raise
             ending = end_as_failed(self._crawler, visit, response, failure)
-            if isinstance(error, CloseSpider):
-                close_spider(self._crawler, error.reason or "cancelled")
+            heed_close_spider(self._crawler, failure)
         if inside.pop(visit, self) is self:  # it has ended already
             ending.close()
         else:
