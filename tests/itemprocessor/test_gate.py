@@ -352,15 +352,26 @@ class OldStyle:
 
 @pytest.mark.skipif(scrapy.version_info >= (2, 16), reason="old-style start requests are gone")
 @pytest.mark.filterwarnings("ignore::scrapy.exceptions.ScrapyDeprecationWarning")
-async def test_old_style_start_requests_are_let_pass() -> None:
+async def test_old_style_start_requests_are_let_pass_and_their_items_are_processed(
+    url: str,
+) -> None:
     class Old(Starting):
         def start_requests(self) -> Any:
             yield Request(page(*numbered(3)))
+            yield {"number": 3}
+            yield {"number": 4, "bad": True}
 
         start = None  # type: ignore[assignment]
 
-    trace = await crawl_with(Counting, spider=Old, SPIDER_MIDDLEWARES={OldStyle: 100})
-    assert numbers(trace.scraped) == [0, 1, 2]
+    trace = await crawl_with(
+        Counting,
+        Failing,
+        spider=Old,
+        SPIDER_MIDDLEWARES={OldStyle: 100},
+        DEFERKIT_DEAD_LETTERS_URL=url,
+    )
+    assert numbers(trace.scraped) == [0, 1, 2, 3]
+    assert [letter.step for letter in letters_at(url)] == ["Failing"]
 
 
 # ----------------------------------------------------------------------------- stopping and closing
