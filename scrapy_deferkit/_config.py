@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ._secrets import SECRETS, without_secrets
 from .exceptions import StackConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ SETTINGS = (
     "DEFERKIT_REPORT",
     "DEFERKIT_REQUEST_CHAIN",
     "DEFERKIT_RESPONSE_CHAIN",
+    "DEFERKIT_SECRETS",
     "DEFERKIT_SPIDER_CONCURRENCY",
     "DEFERKIT_SPIDER_STACK",
     "DEFERKIT_STACK",
@@ -75,6 +78,7 @@ class Config:
     dead_letters: bool
     dead_letters_url: str | None
     dead_letters_max: int
+    secrets: re.Pattern[str]
     job_fsync: bool
     max_deaths: int
 
@@ -104,6 +108,7 @@ class Config:
             dead_letters=_flag(settings, "DEFERKIT_DEAD_LETTERS", default=False),
             dead_letters_url=_text(settings, "DEFERKIT_DEAD_LETTERS_URL"),
             dead_letters_max=_whole_number(settings, "DEFERKIT_DEAD_LETTERS_MAX", 0, least=0),
+            secrets=_pattern(settings, "DEFERKIT_SECRETS", SECRETS),
             job_fsync=_flag(settings, "DEFERKIT_JOB_FSYNC", default=False),
             max_deaths=_whole_number(settings, "DEFERKIT_MAX_DEATHS", 4, least=2),
         )
@@ -233,9 +238,21 @@ def _text(settings: BaseSettings, name: str) -> str | None:
         return None
     if not isinstance(value, str):
         raise StackConfigError(
-            f"{name} = {value!r}: a URL is expected, such as sqlite:///letters.sqlite"
+            f"{name} = {without_secrets(repr(value))} ({type(value).__name__}): a URL is expected, "
+            "such as sqlite:///letters.sqlite"
         )
     return value
+
+
+def _pattern(settings: BaseSettings, name: str, default: str) -> re.Pattern[str]:
+    value = settings.get(name)
+    try:
+        return re.compile(default if value is None or value == "" else value, re.IGNORECASE)
+    except (TypeError, re.error) as error:
+        raise StackConfigError(
+            f'{name} = {value!r}: a regular expression is expected, such as "token|password" '
+            f"({error})"
+        ) from None
 
 
 def _as_number(value: Any, kind: type[int] | type[float]) -> float | None:

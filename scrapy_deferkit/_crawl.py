@@ -46,6 +46,9 @@ class Crawl:
         self.items = Outstanding()
         """The items that have entered and not ended."""
 
+        self.spider_arguments: dict[str, str] = {}
+        """What ``-a`` gave the spider, without secrets."""
+
         self.ended = 0
         """How many have ended, and are scraped, dropped or failed."""
 

@@ -11,12 +11,13 @@ import os
 import sqlite3
 import struct
 from collections import deque
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ._sqlite_check import make_private
 from .exceptions import JobError
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class JobFile:
             is_new = not self.path.exists()
             if is_new:
                 _refuse_scrapys(self.folder)
-            _made(self.path)
+            make_private(self.path)
             self._lock = _locked(self.folder, "end it, or set JOBDIR to another folder")
             self._writer = connect(self.path, fsync=self._fsync)
             self._reader = connect(self.path)
@@ -273,15 +274,6 @@ class JobFile:
             os.close(self._work)
         self._reader = self._writer = self._lock = None
         self._work = -1
-
-
-def _made(path: Path) -> Path:
-    """Make the file at *path* if it is not there, for its owner alone: cookies may be in it."""
-    # To close a file lets go of all locks of this process on it, which another crawler may have.
-    if not path.exists():
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    return path
 
 
 def connect(path: Path, *, fsync: bool = False) -> sqlite3.Connection:
@@ -416,7 +408,7 @@ def _connected(path: str | Path, timeout: float) -> sqlite3.Connection:
 def _locked(folder: Path, advice: str) -> sqlite3.Connection:
     """Lock the job in *folder* until the connection is closed, or the process dies."""
     # Who looks whether it is locked has it for a moment.
-    connection = _connected(_made(folder / _LOCK), timeout=0.2)
+    connection = _connected(make_private(folder / _LOCK), timeout=0.2)
     try:
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:

@@ -5,6 +5,7 @@ Checked on Scrapy 2.15 and on the latest version by ``tests/test_scrapy.py``.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from scrapy.utils.asyncgen import as_async_generator
@@ -12,6 +13,7 @@ from twisted.python.failure import Failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import FrameType
 
     from scrapy.core.engine import ExecutionEngine
     from scrapy.core.scraper import Scraper
@@ -26,6 +28,22 @@ def engine_of(crawler: Crawler) -> ExecutionEngine | None:
         return crawler.engine
     except RuntimeError:  # from Scrapy 2.18 on
         return None
+
+
+def spider_arguments(crawler: Crawler) -> dict[str, Any]:
+    """Return what ``-a`` gave the spider of *crawler*, while the parts of its crawl are built.
+
+    The ``kwargs`` of ``Crawler.crawl()`` or ``crawl_async()``, which is running then: Scrapy keeps
+    them nowhere, and of a spider's attributes nobody can tell which were arguments.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in ("crawl", "crawl_async") and (
+            frame.f_locals.get("self") is crawler
+        ):
+            return dict(frame.f_locals.get("kwargs", ()))
+        frame = frame.f_back
+    return {}
 
 
 def is_closing(crawler: Crawler) -> bool:

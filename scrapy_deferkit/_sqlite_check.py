@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from .exceptions import DeadLettersError, DeadLettersUnavailable
@@ -95,6 +95,15 @@ def _check_database(file: Path, url: str) -> None:
         # Takes the lock that a write needs, and writes nothing.
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
+
+
+def make_private(path: Path) -> Path:
+    """Make the file at *path* if it is not there, for its owner alone; SQLite's own follow it."""
+    # To close a file lets go of all locks of this process on it, which another crawler may have.
+    if not path.exists():
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    return path
 
 
 def text_or_bytes(raw: bytes) -> str | bytes:

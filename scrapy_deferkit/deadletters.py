@@ -20,12 +20,14 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from ._letters import ALL, REQUEST, DeadLetter, Failed, Selection
+from ._secrets import SECRETS, without_secrets
 from ._sqlite_check import (
     MAKE_ROOM,
     META_TABLE,
     MOVE,
     VERSION_ROW,
     check_sqlite_file,
+    make_private,
     text_or_bytes,
     trouble_of,
     unusable,
@@ -370,6 +372,7 @@ class DeadLetters:
             is_there = self._file is None or self._file.exists()
             if self._file is not None and create and not is_there:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
+                make_private(self._file)
                 _use_wal(self._engine)
             if is_there or create:
                 with self._engine.execution_options(deferkit_begin=begin).begin() as connection:
@@ -576,25 +579,29 @@ def _parse(url: str) -> URL:
         parsed = make_url(url)
         driver = _DRIVERS[parsed.drivername]
     except (SQLAlchemyError, ValueError, KeyError):
-        raise _wrong_url(re.sub("//.*@", "//***@", url)) from None
+        raise _wrong_url(url) from None
     parsed = parsed.set(drivername=driver)
     if driver != "sqlite":
+        if "@" in f"{parsed.host}{parsed.database}":
+            raise _wrong_url(url, "; in a password, write @ as %40 and / as %2F")
         return parsed
-    if not parsed.database or parsed.database.startswith((":", "file:")):
+    name = parsed.database or ":memory:"
+    if name.startswith((":", "file:")) or parsed.host or parsed.username:
         raise _wrong_url(url)
     # The folder that the process is in may change later.
-    return parsed.set(database=str(Path(parsed.database).absolute()))
+    return parsed.set(database=str(Path(name).absolute()))
 
 
-def _wrong_url(shown: str) -> DeadLettersError:
+def _wrong_url(url: str, advice: str = "") -> DeadLettersError:
     return DeadLettersError(
-        f"DEFERKIT_DEAD_LETTERS_URL is {shown!r}, where sqlite:///PATH or "
-        "postgresql://USER:PASSWORD@HOST/DATABASE is due."
+        f"DEFERKIT_DEAD_LETTERS_URL is {without_secrets(url)!r}, where sqlite:///PATH or "
+        f"postgresql://USER:PASSWORD@HOST/DATABASE is due{advice}."
     )
 
 
 def _shown(url: URL) -> str:
-    return url.difference_update_query(["password", "sslpassword"]).render_as_string()
+    hidden = [name for name in url.query if re.search(SECRETS, name, re.IGNORECASE)]
+    return url.difference_update_query(hidden).render_as_string()
 
 
 def _sqlite_engine(url: URL) -> Engine:

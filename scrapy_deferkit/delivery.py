@@ -19,6 +19,7 @@ from ._crawl import count, crawl_of, current_visit, is_crawl
 from ._engine import resolve, shield
 from ._letterbox import LetterBox
 from ._letters import REQUEST
+from ._secrets import without_password
 from .codec import Codec, Encoded
 from .exceptions import DeadLettersError, StackConfigError, mark_item, step_of, text_of
 from .merge import ATOMS, copy_item, is_simple
@@ -39,7 +40,6 @@ PIPELINES = "pipelines"
 SPIDER_STACK = "spider stack"
 
 _LONGEST_TEXT = 20_000
-_LONGEST_ARGUMENT = 500
 
 
 class Visit:
@@ -284,12 +284,12 @@ class Delivery:
         return Failed(
             id=letter_id,
             spider=spider.name,
-            spider_args=json.dumps(_arguments_of(spider)),
+            spider_args=json.dumps(crawl_of(self.crawler).spider_arguments),
             stage=stage,
             item=encoded.text,
             item_type=encoded.item_type,
             missing="; ".join(encoded.missing) or None,
-            page_url=page_url,
+            page_url=None if page_url is None else without_password(page_url),
             step=step,
             error_type=global_object_name(type(error)),
             error=text_of(error)[:_LONGEST_TEXT],
@@ -308,18 +308,6 @@ class Delivery:
 
     def _log(self, level: int, message: str, *args: object) -> None:
         logger.log(level, message, *args, extra={"spider": self.crawler.spider})
-
-
-def _arguments_of(spider: Any) -> dict[str, str]:
-    """Return the attributes of *spider* that may be its arguments: those that are text."""
-    return {
-        name: value
-        for name, value in vars(spider).items()
-        if isinstance(value, str)
-        and len(value) <= _LONGEST_ARGUMENT
-        and name != "name"
-        and not name.startswith("_")
-    }
 
 
 def _traceback_of(error: Exception) -> str:

@@ -34,7 +34,8 @@ from ._engine import (
 )
 from ._lifecycle import close_spider, heed_close_spider
 from ._runtime import CANCELLED, Repeated, Started, Timer, to_deferred
-from ._scrapy import look_whether_to_close
+from ._scrapy import look_whether_to_close, spider_arguments
+from ._secrets import shown_arguments
 from ._stack import contained, nothing_returned
 from ._watchdog import FIRST_WARNING, GRACE, Watchdog
 from .delivery import PIPELINES, Delivery, Visit
@@ -123,6 +124,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
         if crawler is not None:
             self._publish_interval = crawler.settings.getfloat("LOGSTATS_INTERVAL")
             self._crawl.on_failed = self._on_failed
+            given = spider_arguments(crawler)
+            self._crawl.spider_arguments = shown_arguments(given, config.secrets)
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Any:

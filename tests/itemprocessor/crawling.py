@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -45,6 +46,7 @@ async def crawl_with(
     items: Iterable[Any] = (),
     addon: bool = True,
     spider: type[Starting] = Starting,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
     **settings: Any,
 ) -> Trace:
     """Crawl *pages*, and *items* from ``start()``, with the add-on and these *pipelines*."""
@@ -53,4 +55,4 @@ async def crawl_with(
     settings["URLLENGTH_LIMIT"] = 0  # the items are in the URLs
     if addon:
         settings["ADDONS"] = {"scrapy_deferkit.Addon": 500}
-    return await crawl(*pages, settings=settings, spider=spider, items=items)
+    return await crawl(*pages, settings=settings, spider=spider, items=items, **arguments)
