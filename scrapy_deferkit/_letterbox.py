@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import uuid
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +18,7 @@ from twisted.python.failure import Failure
 from ._crawl import count
 from ._engine import Outstanding, resolve
 from ._imports import import_in_thread
+from ._letters import Selection
 from ._lifecycle import close_spider
 from ._runtime import WorkerThread, sleep, spawn
 from ._sqlite_check import check_sqlite_file, sqlite_file
@@ -36,6 +39,10 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE = 30.0
 """Seconds for which a store that is not to be reached is tried again."""
+
+
+_LONGEST_NAME = 200
+"""Letters of a file's name that are a spider's; a folder takes 255, with what SQLite puts to it."""
 
 
 class LetterBox:
@@ -74,12 +81,30 @@ class LetterBox:
         return self._thread.call(function)
 
     def _check(self) -> None:
-        url = self._url
-        self._file = default_file(self._spider_name) if url is None else sqlite_file(url)
+        url, name = self._url, self._spider_name
+        if not isinstance(name, str):
+            raise DeadLettersError(
+                f"The name of the spider is {name!r} ({type(name).__name__}): text is expected, as "
+                'in name = "books"'
+            )
+        self._file = default_file(name) if url is None else sqlite_file(url)
         if self._file is None:
             self._opened().check()
         else:
             check_sqlite_file(self._file, f"sqlite:///{self._file}")
+        if self._most and (self._file is None or self._file.exists()):
+            self._check_number(name)
+
+    def _check_number(self, name: str) -> None:
+        """Raise ``DeadLettersError`` if there are so many letters that the crawl would close."""
+        with suppress(DeadLettersUnavailable):  # a file that is in use, and may be free later
+            there = self._opened().count(Selection(spider=name))
+            if there >= self._most:
+                raise DeadLettersError(
+                    f"DEFERKIT_DEAD_LETTERS_MAX = {self._most}: {name} has so many dead letters "
+                    f"already ({there}). Deliver them with scrapy deferkit replay {name}, delete "
+                    f"some with scrapy deferkit dead-letters delete --spider {name}, or allow more."
+                )
 
     def _opened(self) -> DeadLetters:
         if self._store is None:
@@ -186,8 +211,6 @@ class LetterBox:
         return result
 
     async def _check_room(self) -> None:
-        from ._letters import Selection
-
         ours = Selection(spider=self._spider_name)
         try:
             there = await self.patiently(lambda store: store.count(ours))
@@ -255,7 +278,10 @@ def default_folder() -> Path:
 
 def default_file(spider: str) -> Path:
     """Return the SQLite file of *spider*, in the project's data directory."""
-    return default_folder() / f"{quote(spider, safe='')}.sqlite"
+    name = quote(spider, safe="", errors="backslashreplace")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return default_folder() / f"{name}.sqlite"
 
 
 def default_url(spider: str) -> str:

@@ -60,18 +60,21 @@ def check_sqlite_file(file: Path, url: str) -> None:
         if file.exists():
             _check_database(file, url)
         else:
-            _check_folder(file.parent)
+            _check_folder(file)
     except (OSError, sqlite3.Error) as error:
         if isinstance(error, OSError) or "is locked" not in str(error):
             raise unusable(url, error, *trouble_of(error)) from error
 
 
-def _check_folder(folder: Path) -> None:
-    """Check whether *folder* can be made, or a file in it."""
-    existing = next(it for it in (folder, *folder.parents) if it.exists())
+def _check_folder(file: Path) -> None:
+    """Check whether *file* can be made, and the folders that it is to be in."""
+    existing = next(it for it in file.parents if it.exists())
     if not existing.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(existing))
     _check_writable(existing, os.W_OK | os.X_OK)
+    for name in (*file.parent.relative_to(existing).parts, f"{file.name}-journal"):
+        with suppress(FileNotFoundError):
+            (existing / name).stat()  # raises if the name is too long
 
 
 def _check_writable(path: Path, mode: int = os.W_OK) -> None:
@@ -139,6 +142,8 @@ def version_of(value: object, newest: int, url: str) -> int:
 def trouble_of(error: BaseException) -> tuple[bool, str]:
     """Return whether *error*, of the system or of SQLite, may pass, and what helps."""
     if isinstance(error, OSError):
+        if error.errno == errno.ENAMETOOLONG:
+            return False, f"choose a shorter name: {MOVE}"
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return is_full, MAKE_ROOM if is_full else f"allow writing there, or {MOVE}"
     what = str(error).lower()

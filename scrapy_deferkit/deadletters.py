@@ -169,6 +169,10 @@ class DeadLetters:
         self._file = Path(parsed.database or "") if is_file else None
         try:
             self._engine = _sqlite_engine(parsed) if is_file else _postgres_engine(parsed)
+        except (SQLAlchemyError, TypeError, ValueError) as error:
+            raise DeadLettersError(
+                f"DEFERKIT_DEAD_LETTERS_URL is {self.url}, which has a wrong option: {error}."
+            ) from error
         except ImportError as error:
             raise DeadLettersError(
                 f"The dead letters at {self.url} need psycopg 3, which cannot be imported "
@@ -588,6 +592,11 @@ def _parse(url: str) -> URL:
     name = parsed.database or ":memory:"
     if name.startswith((":", "file:")) or parsed.host or parsed.username:
         raise _wrong_url(url)
+    if others := set(parsed.query) - {"timeout"}:
+        raise DeadLettersError(
+            f"DEFERKIT_DEAD_LETTERS_URL has the option {', '.join(sorted(others))}: the one option "
+            f"of a SQLite file is timeout, as in sqlite:///PATH?timeout={_BUSY_SECONDS}."
+        )
     # The folder that the process is in may change later.
     return parsed.set(database=str(Path(name).absolute()))
 
@@ -606,8 +615,9 @@ def _shown(url: URL) -> str:
 
 def _sqlite_engine(url: URL) -> Engine:
     # No pool: between two calls no file is kept open, and one that is deleted is made anew.
+    connect = {"timeout": float(url.query.get("timeout", _BUSY_SECONDS))}  # type: ignore[arg-type]
     engine = sa.create_engine(
-        url, poolclass=sa.NullPool, hide_parameters=True, connect_args={"timeout": _BUSY_SECONDS}
+        url, poolclass=sa.NullPool, hide_parameters=True, connect_args=connect
     )
 
     @sa.event.listens_for(engine, "connect")

@@ -13,24 +13,24 @@ import pytest
 from scrapy_deferkit import StackConfigError, _letterbox, deadletters
 from scrapy_deferkit._config import Config
 from scrapy_deferkit._engine import resolve
-from scrapy_deferkit._letterbox import LetterBox
-from scrapy_deferkit.deadletters import DeadLetters
+from scrapy_deferkit._letterbox import LetterBox, default_url
+from scrapy_deferkit.deadletters import DeadLetters, Selection
 from scrapy_deferkit.exceptions import DeadLettersError
 from scrapy_deferkit.testing import mock_crawler
 
 from .deadletters.failures import failed, run_sql
-from .itemprocessor.crawling import crawl_with, numbered, page
+from .itemprocessor.crawling import Starting, crawl_with, numbered, page
 from .postgres import Postgres
 from .postgres import postgres as postgres  # noqa: PLC0414
 
 
-def letters_at(url: str | None) -> LetterBox:
-    crawler = mock_crawler({"DEFERKIT_DEAD_LETTERS_URL": url})
+def letters_at(url: str | None, **settings: Any) -> LetterBox:
+    crawler = mock_crawler({"DEFERKIT_DEAD_LETTERS_URL": url, **settings})
     return LetterBox(crawler, Config.from_settings(crawler.settings))
 
 
-async def check(url: str | None) -> None:
-    letters = letters_at(url)
+async def check(url: str | None, **settings: Any) -> None:
+    letters = letters_at(url, **settings)
     try:
         await resolve(letters.prepare())
     finally:
@@ -49,6 +49,12 @@ async def check(url: str | None) -> None:
         ("dead.db", "is 'dead.db', where sqlite:///PATH or"),
         ("mysql://me:secret@host/name", r"is 'mysql://\*\*\*@host/name', where sqlite:///PATH or"),
         ("sqlite:////dev/null/dead.db", "at sqlite:////dev/null/dead.db .*Not a directory"),
+        ("sqlite:///dead.db?timout=5", "the option timout: the one option .* is timeout"),
+        ("sqlite:///dead.db?timeout=long", "timeout=long, which has a wrong option: .*'long'"),
+        ("postgresql://me:secret@/x?plugin=y", r"plugin=y, which has a wrong option: .*plugins:y"),
+        ("postgresql://me:secret@/x?colour=y", 'invalid connection option "colour".*correct DEF'),
+        (f"sqlite:///deep/{'x' * 248}.db", "File name too long: .*choose a shorter name"),
+        (f"sqlite:///{'x' * 256}/dead.db", "File name too long: .*choose a shorter name"),
         ("sqlite:////dev/null/dead.db?timeout=5", "Not a directory.*allow writing there"),
         ("postgresql://me:secret@127.0.0.1:1/x", "127.0.0.1:1/x .*refused.*start the server"),
     ],
@@ -105,10 +111,60 @@ async def test_letters_go_to_the_folder_in_which_the_crawl_has_begun(
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+async def start_of(spider: Any, **settings: Any) -> Any:
+    trace = await crawl_with(Failing, items=[{"number": 1}], spider=spider, **settings)
+    assert trace.reason == "finished"
+    return trace
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\u4e66" * 100, "a/\0/\ud800"])
+async def test_a_spider_whose_name_no_file_can_have_has_its_letters(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    await start_of(type("Named", (Starting,), {"name": name}))
+    (file,) = tmp_path.rglob("*.sqlite")
+    assert len(file.name) < 240
+    assert DeadLetters(default_url(name)).count(Selection(spider=name)) == 1
+    assert default_url(name) != default_url(f"{name}x")
+
+
+async def test_a_spider_whose_name_is_no_text_is_refused() -> None:
+    with pytest.raises(StackConfigError, match=r"name of the spider is 5 \(int\): text is"):
+        await start_of(type("Numbered", (Starting,), {"name": 5}))
+
+
+async def test_a_crawl_does_not_begin_with_as_many_letters_as_would_close_it(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/dead.db"
+    settings = {"DEFERKIT_DEAD_LETTERS_URL": url, "DEFERKIT_DEAD_LETTERS_MAX": 2}
+    await start_of(Starting, **settings)
+    DeadLetters(url).put([failed("another spider's"), failed("b", spider="shop")])
+    with pytest.raises(StackConfigError, match=r"MAX = 2: shop has so many .*\(2\).* replay shop"):
+        await start_of(Starting, **settings)
+    await start_of(Starting, **settings, DEFERKIT_DEAD_LETTERS=False)
+    DeadLetters(url).delete(Selection(ids=["b"]))
+    with closing(sqlite3.connect(tmp_path / "dead.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await check(url, DEFERKIT_DEAD_LETTERS_MAX=2)
+
+
+async def test_a_server_with_as_many_letters_as_would_close_the_crawl_is_told(
+    postgres: Postgres,
+) -> None:
+    url = postgres.create_schema()
+    store = DeadLetters(url)
+    store.put([failed("a", spider="default")])
+    store.close()
+    with pytest.raises(DeadLettersError, match="MAX = 1: default has so many dead letters already"):
+        await check(url, DEFERKIT_DEAD_LETTERS_MAX=1)
+
+
 async def test_a_server_is_asked_and_left_again(postgres: Postgres) -> None:
     url = postgres.create_schema()
     await check(url)
-    assert run_sql(url, "SELECT 1 FROM pg_tables WHERE tablename = 'deferkit_meta'") == []
+    assert run_sql(url, "SELECT 1 FROM pg_tables WHERE schemaname = current_schema()") == []
     with pytest.raises(DeadLettersError, match="database .* does not exist"):
         await check(url.replace("/postgres?", "/missing?"))
 
