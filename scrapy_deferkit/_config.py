@@ -21,6 +21,7 @@ SETTINGS = (
     "DEFERKIT_CHAIN",
     "DEFERKIT_CONCURRENT_ITEMS",
     "DEFERKIT_DEAD_LETTERS",
+    "DEFERKIT_DEAD_LETTERS_KEY",
     "DEFERKIT_DEAD_LETTERS_MAX",
     "DEFERKIT_DEAD_LETTERS_URL",
     "DEFERKIT_EACH",
@@ -78,6 +79,7 @@ class Config:
     dead_letters: bool
     dead_letters_url: str | None
     dead_letters_max: int
+    dead_letters_key: tuple[str, ...]
     secrets: re.Pattern[str]
     job_fsync: bool
     max_deaths: int
@@ -108,6 +110,7 @@ class Config:
             dead_letters=_flag(settings, "DEFERKIT_DEAD_LETTERS", default=False),
             dead_letters_url=_text(settings, "DEFERKIT_DEAD_LETTERS_URL"),
             dead_letters_max=_whole_number(settings, "DEFERKIT_DEAD_LETTERS_MAX", 0, least=0),
+            dead_letters_key=_fields(settings, "DEFERKIT_DEAD_LETTERS_KEY"),
             secrets=_pattern(settings, "DEFERKIT_SECRETS", SECRETS),
             job_fsync=_flag(settings, "DEFERKIT_JOB_FSYNC", default=False),
             max_deaths=_whole_number(settings, "DEFERKIT_MAX_DEATHS", 4, least=2),
@@ -242,6 +245,19 @@ def _text(settings: BaseSettings, name: str) -> str | None:
             "such as sqlite:///letters.sqlite"
         )
     return value
+
+
+def _fields(settings: BaseSettings, name: str) -> tuple[str, ...]:
+    value = settings.get(name)
+    fields = value.split(",") if isinstance(value, str) and value else value or ()
+    if not isinstance(fields, (list, tuple)) or not all(isinstance(it, str) for it in fields):
+        raise StackConfigError(
+            f'{name} = {value!r}: the name of a field is expected, such as "sku", or a list of them'
+        )
+    stripped = tuple(field.strip() for field in fields)
+    if not all(stripped):
+        raise StackConfigError(f"{name} = {value!r}: a field has no name")
+    return stripped
 
 
 def _pattern(settings: BaseSettings, name: str, default: str) -> re.Pattern[str]:

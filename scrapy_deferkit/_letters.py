@@ -39,6 +39,8 @@ class Failed(Letter):
     """
 
     at: datetime
+    replaces: bool = False
+    """Whether it takes the place of a letter with its id, whose item is an earlier one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

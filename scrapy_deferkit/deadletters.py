@@ -199,7 +199,7 @@ class DeadLetters:
 
         A failure that is in already changes nothing, so a put may be repeated when its outcome is
         not known. A later failure of the same id is one attempt more, with its error, at its time;
-        the item stays as it is.
+        the item stays as it is, unless the failure replaces it: then nobody holds the letter.
         """
         # Sorted, so that two processes do not wait for each other's rows.
         failures = sorted(failures, key=lambda failure: (failure.id, failure.at))
@@ -208,13 +208,16 @@ class DeadLetters:
         with self._transaction(write=True, create=True) as connection:
             _put_tracebacks(connection, failures)
             insert = _insert(connection, _letters)
-            attempt = {name: insert.excluded[name] for name in _attempt_of(failures[0])}
-            statement = insert.on_conflict_do_update(
-                index_elements=[_columns.id],
-                set_={**attempt, "attempts": _one_more},
-                where=insert.excluded.failed_at > _columns.failed_at,
-            )
-            connection.execute(statement, [_row_of(failure) for failure in failures])
+            for replaces, names in ((False, _ATTEMPT), (True, _REPLACED)):
+                rows = [_row_of(failure) for failure in failures if failure.replaces is replaces]
+                changed = {name: insert.excluded[name] for name in names}
+                statement = insert.on_conflict_do_update(
+                    index_elements=[_columns.id],
+                    set_={**changed, "attempts": _one_more},
+                    where=insert.excluded.failed_at > _columns.failed_at,
+                )
+                if rows:
+                    connection.execute(statement, rows)
 
     def count(self, selection: Selection = ALL) -> int:
         """Count the letters of *selection*."""
@@ -465,6 +468,10 @@ def _host_time() -> datetime:
     return datetime.now(timezone.utc)
 
 
+_ATTEMPT = ("stage", "step", "error_type", "error", "traceback_key", "failed_at")
+_REPLACED = set(_columns.keys()) - {"id", "attempts", "first_failed_at"}
+
+
 def _row_of(failure: Failed) -> dict[str, Any]:
     row = {**asdict(failure), **_attempt_of(failure), "attempts": 1, "first_failed_at": failure.at}
     return {name: value for name, value in row.items() if name in _columns}
@@ -472,9 +479,8 @@ def _row_of(failure: Failed) -> dict[str, Any]:
 
 def _attempt_of(failure: Failed) -> dict[str, Any]:
     """Return the columns that one more attempt changes."""
-    names = ("stage", "step", "error_type", "error")
-    attempt = {name: getattr(failure, name) for name in names}
-    return {**attempt, "traceback_key": _traceback_key(failure), "failed_at": failure.at}
+    derived = {"traceback_key": _traceback_key(failure), "failed_at": failure.at}
+    return {name: derived.get(name) or getattr(failure, name) for name in _ATTEMPT}
 
 
 # SQLite takes text that is no number for 0, so an edited row is a number again.

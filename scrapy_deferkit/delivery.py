@@ -7,7 +7,9 @@ import json
 import logging
 import traceback
 import uuid
+from dataclasses import replace
 from datetime import datetime, timezone
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
@@ -169,6 +171,9 @@ class Delivery:
         """What the ids of this crawl's letters begin with."""
 
         self._numbers = itertools.count(1)
+        self._keyed: set[str] = set()
+        """The ids of this crawl's letters that have a key, if it is a replay."""
+
         self._told: set[str] = set()
         crawler.signals.connect(self.close, signals.engine_stopped)
 
@@ -236,11 +241,14 @@ class Delivery:
         Returns its id; ``None`` if it could not be kept.
         """
         letter = visit.letter
-        letter_id = f"{self.run}-{next(self._numbers)}" if letter is None else letter.id
         encoded = visit.encoded(self._encode)
+        keyed = self._keyed_id(encoded) if letter is None else None
+        letter_id = letter.id if letter else keyed or f"{self.run}-{next(self._numbers)}"
         failed = self._failed(
             letter_id, visit.stage, encoded, visit.page_url, step_of(error), error
         )
+        if keyed:
+            failed = replace(failed, replaces=True)
         try:
             await resolve(self.letters.put(failed, is_replayed=visit.letter is not None))
         except Exception as trouble:
@@ -258,6 +266,25 @@ class Delivery:
             spider=self.crawler.spider,
         )
         return failed.id
+
+    def _keyed_id(self, encoded: Encoded) -> str | None:
+        """Return the id of all letters with the key of this item; ``None`` if it has none."""
+        names = self.config.dead_letters_key
+        fields = _fields_of(json.loads(encoded.text)) if names else {}
+        values = [_value_of(fields.get(name)) for name in names]
+        if not names or None in values:
+            return None
+        assert self.crawler.spider is not None
+        key = [self.crawler.spider.name, encoded.item_type, *names, *values]
+        digest = blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=16).hexdigest()
+        letter_id = f"{digest}-0"
+        if self.crawler.settings.get("DEFERKIT_REPLAY") is not None:
+            self._keyed.add(letter_id)
+        return letter_id
+
+    def is_own(self, letter_id: str) -> bool:
+        """Check whether this crawl has put the letter in, so that a replay does not take it."""
+        return letter_id.startswith(self.run) or letter_id in self._keyed
 
     async def keep_request(self, letter_id: str, request: dict[str, Any], error: Exception) -> None:
         """Keep the outline of a *request* that its job has set aside; raises if it cannot.
@@ -308,6 +335,23 @@ class Delivery:
 
     def _log(self, level: int, message: str, *args: object) -> None:
         logger.log(level, message, *args, extra={"spider": self.crawler.spider})
+
+
+def _fields_of(row: Any) -> dict[Any, Any]:
+    """Return the fields of an item in its stored form."""
+    row = _value_of(row)
+    if not isinstance(row, dict):
+        return {}
+    pairs = row.get("$dict") or row.get("$ordereddict")
+    if pairs:
+        return {name: value for name, value in pairs if isinstance(name, str)}
+    return {**row["fields"], **row.get("extra", {})} if "$item" in row else row
+
+
+def _value_of(stored: Any) -> Any:
+    """Return the part of a stored value that is the same at each crawl."""
+    is_gap = isinstance(stored, dict) and "$unstorable" in stored
+    return stored.get("value") if is_gap else stored
 
 
 def _traceback_of(error: Exception) -> str:

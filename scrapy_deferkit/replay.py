@@ -134,7 +134,7 @@ class Replay:
                     return
                 if now() >= self._lasts_until:  # the process was stopped, or its loop blocked
                     await self._renew()
-                if letter.id.startswith(self._delivery.run):  # it is this crawl's own
+                if self._delivery.is_own(letter.id):
                     del self._held[letter.id]
                 elif letter.id in self._held:  # else another replay has it
                     yield letter

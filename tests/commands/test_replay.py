@@ -271,7 +271,8 @@ class Failing(LogFormatter):
     assert [letter.attempts for letter in project.kept()] == [2] * 150
 
 
-def test_what_a_replay_has_kept_itself_is_left_to_the_next_one(project: Project) -> None:
+@pytest.mark.parametrize("key", ["", "title"])
+def test_what_a_replay_has_kept_itself_is_left_to_the_next_one(project: Project, key: str) -> None:
     project.write(
         "shop/splitting.py",
         """
@@ -292,8 +293,9 @@ class Split:
     )
     project.add_settings('ITEM_PIPELINES = {"shop.splitting.Split": 1}')
     project.put(*(failed(f"{number}") for number in range(3)))
-    project.replay("books", code=1)
+    project.replay("books", "-s", f"DEFERKIT_DEAD_LETTERS_KEY={key}", code=1)
     kept = project.kept()
+    assert [it.id.endswith("-0") for it in kept] == [bool(key)] * 3
     assert [json.loads(letter.item)["part"] for letter in kept] == [1, 1, 1]
     assert [letter.attempts for letter in kept] == [1, 1, 1]
     assert [letter.leased_by for letter in kept] == [None, None, None]

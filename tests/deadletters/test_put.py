@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +204,18 @@ def test_a_traceback_that_is_being_pointed_to_is_not_cleared(postgres_url: str) 
     assert [(each.id, each.traceback) for each in letters.select()] == [("b", TRACEBACK)]
     letters.close()
     other.close()
+
+
+def test_a_failure_that_replaces_another_of_its_id_takes_its_place(letters: DeadLetters) -> None:
+    letters.put([failed("a"), failed("b")])
+    letters.take(Selection(ids=["a"]), 1, "me", 60)
+    later = failed("a", 60, item='{"title": "new"}', page_url="u", missing="m", error="e")
+    letters.put([replace(later, replaces=True), failed("b", 60, item="other")])
+    letters.put([failed("a", 30, replaces=True, item="{}")])  # comes late
+    letter = letters.get("a")
+    assert letter is not None
+    assert (letter.item, letter.page_url, letter.missing) == ('{"title": "new"}', "u", "m")
+    assert (letter.attempts, letter.first_failed_at, letter.failed_at) == (2, EPOCH, at(60))
+    assert letters.delivered("me", ["a"]) == set()  # what it has delivered was the earlier one
+    assert [it.id for it in letters.take(ALL, 10, "other", 60)] == ["a", "b"]
+    assert letters.get("b").item == failed("b").item  # type: ignore[union-attr]
