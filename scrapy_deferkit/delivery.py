@@ -21,6 +21,7 @@ from ._crawl import count, crawl_of, current_visit, is_crawl
 from ._engine import resolve, shield
 from ._letterbox import LetterBox
 from ._letters import REQUEST
+from ._scrapy import engine_of
 from ._secrets import without_password
 from .codec import Codec, Encoded
 from .exceptions import DeadLettersError, StackConfigError, mark_item, step_of, text_of
@@ -175,6 +176,7 @@ class Delivery:
         """The ids of this crawl's letters that have a key, if it is a replay."""
 
         self._told: set[str] = set()
+        crawler.signals.connect(self._close_if_not_started, signals.spider_closed)
         crawler.signals.connect(self.close, signals.engine_stopped)
 
     @classmethod
@@ -192,6 +194,7 @@ class Delivery:
         try:
             await resolve(delivery.letters.prepare())
         except DeadLettersError as error:
+            await delivery.letters.close()
             raise StackConfigError(str(error)) from error
         crawl_of(crawler).delivery = delivery
         return delivery
@@ -325,6 +328,12 @@ class Delivery:
         )
 
     # ----------------------------------------------------------------------------- how it closes
+
+    async def _close_if_not_started(self) -> None:
+        """Close if what opens with the spider has failed: ``engine_stopped`` is not sent then."""
+        engine = engine_of(self.crawler)
+        if engine is not None and engine.start_time is None:
+            await self.close()
 
     async def close(self) -> None:
         """Write what is to be written, and let go of the store."""
