@@ -223,19 +223,28 @@ class LetterBox:
             self._most = 0  # it is closing: that is said once
             close_spider(self._crawler, "dead_letters_full")
 
-    async def tell_of_lost(self, failed: Failed, trouble: Exception) -> None:
-        """Log all of *failed*, which could not be written because of *trouble*.
+    async def tell_of_lost(self, failed: Failed, trouble: Exception, *, is_replayed: bool) -> None:
+        """Log *failed*, which could not be written because of *trouble*: all of it if it is lost.
 
         Closes the crawl if it was not this letter but the store: the others would be lost too.
         """
         count(self._crawler, "items/not_dead_lettered")
-        self._log(
-            "A failed item could not be kept as a dead letter: %s This is all that is left of the "
-            "item: %s",
-            trouble,
-            json.dumps(asdict(failed), default=str),
-            level=logging.CRITICAL,
-        )
+        if is_replayed:
+            self._log(
+                "The item of the dead letter %s has failed again (%s), which could not be noted; "
+                "the letter stays as it was: %s",
+                failed.id,
+                failed.error_type,
+                trouble,
+            )
+        else:
+            self._log(
+                "A failed item could not be kept as a dead letter: %s This is all that is left of "
+                "the item: %s",
+                trouble,
+                json.dumps(asdict(failed), default=str),
+                level=logging.CRITICAL,
+            )
         try:
             if isinstance(trouble, DeadLettersUnavailable):
                 raise trouble

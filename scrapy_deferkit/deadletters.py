@@ -137,6 +137,7 @@ _START = "start the server, or correct DEFERKIT_DEAD_LETTERS_URL"
 # The beginning of PostgreSQL's SQLSTATE, whether that may pass, and what helps.
 _POSTGRES_TROUBLE = (
     ("08", True, _START),
+    ("25006", True, "let DEFERKIT_DEAD_LETTERS_URL lead to a server that may be written"),
     ("40", True, "try again"),
     ("5310", True, MAKE_ROOM),
     ("53", True, "give the server more of what it lacks"),
@@ -181,7 +182,7 @@ class DeadLetters:
         self._first_taken_at: dict[str, datetime] = {}
 
     def check(self) -> None:
-        """Raise ``DeadLettersError`` if the table cannot be used; nothing is created for that.
+        """Raise ``DeadLettersError`` if letters cannot be written; nothing is created for that.
 
         Connects to a server, and closes the connection again.
         """
@@ -189,8 +190,12 @@ class DeadLetters:
             check_sqlite_file(self._file, self.url)
             return
         try:
-            with self._transaction():
-                pass
+            with self._transaction(write=True, create=True) as connection:
+                for table in (_letters, _tracebacks):  # needs the right, and writes nothing
+                    nothing = sa.select(table).where(sa.false())
+                    connection.execute(sa.insert(table).from_select(list(table.c), nothing))
+                connection.execute(sa.update(_letters).values(step=None).where(sa.false()))
+                connection.rollback()
         finally:
             self.close()
 

@@ -256,7 +256,7 @@ class Delivery:
             await resolve(self.letters.put(failed, is_replayed=visit.letter is not None))
         except Exception as trouble:
             visit.has_no_safe_end()
-            await self.letters.tell_of_lost(failed, trouble)
+            await self.letters.tell_of_lost(failed, trouble, is_replayed=letter is not None)
             return None
         finally:
             visit.leave()

@@ -12,9 +12,11 @@ import pytest
 
 from scrapy_deferkit import StackConfigError, _letterbox, deadletters
 from scrapy_deferkit._config import Config
+from scrapy_deferkit._crawl import crawl_of
 from scrapy_deferkit._engine import resolve
 from scrapy_deferkit._letterbox import LetterBox, default_url
 from scrapy_deferkit.deadletters import DeadLetters, Selection
+from scrapy_deferkit.delivery import PIPELINES, Delivery, Visit
 from scrapy_deferkit.exceptions import DeadLettersError
 from scrapy_deferkit.testing import mock_crawler
 
@@ -169,6 +171,27 @@ async def test_a_server_is_asked_and_left_again(postgres: Postgres) -> None:
         await check(url.replace("/postgres?", "/missing?"))
 
 
+async def test_a_server_that_may_only_be_read_is_told_at_the_start(postgres: Postgres) -> None:
+    url = postgres.create_schema()
+    letters = DeadLetters(url)
+    schema = url.rpartition("%3D")[2]
+    run_sql(url, f"CREATE ROLE reader LOGIN; GRANT USAGE ON SCHEMA {schema} TO reader")
+    as_reader = url.replace("deferkit@", "reader@")
+    read_only = f"{url}%20-cdefault_transaction_read_only%3Don"
+    for _ in ("no tables", "tables"):
+        with pytest.raises(DeadLettersError, match="permission denied for .*grant the user"):
+            await check(as_reader)
+        with pytest.raises(DeadLettersError, match="read-only transaction.* that may be written"):
+            await check(read_only)
+        await check(url)
+        letters.put([failed("a")])
+        run_sql(url, f"GRANT SELECT, DELETE ON ALL TABLES IN SCHEMA {schema} TO reader")
+    run_sql(url, f"GRANT INSERT, UPDATE ON ALL TABLES IN SCHEMA {schema} TO reader")
+    await check(as_reader)
+    assert letters.count() == 1
+    letters.close()
+
+
 # -------------------------------------------------------------------- letters that are refused
 
 REFUSE = """
@@ -241,3 +264,27 @@ async def test_a_store_that_stays_away_closes_the_crawl(
     lost = [it.getMessage() for it in trace.log if it.levelname == "CRITICAL"]
     assert len(lost) == 3
     assert all("is locked" in it and "all that is left of the item" in it for it in lost)
+
+
+async def test_a_letter_that_fails_again_while_the_store_is_away_is_not_said_to_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(deadletters, "_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(_letterbox, "_PATIENCE", 0.01)
+    url = f"sqlite:///{tmp_path}/dead.db"
+    DeadLetters(url).put([failed("a")])
+    (letter,) = DeadLetters(url).select()
+    crawler = mock_crawler({"DEFERKIT_DEAD_LETTERS_URL": url})
+    crawl_of(crawler).delivery = delivery = Delivery(
+        crawler, Config.from_settings(crawler.settings)
+    )
+    visit = Visit(crawl_of(crawler), PIPELINES, {}, None, letter)
+    with closing(sqlite3.connect(tmp_path / "dead.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await visit.failed(ValueError("no price"))
+    await delivery.letters.close()
+    (said,) = [it.getMessage() for it in caplog.records if it.levelname in ("ERROR", "CRITICAL")]
+    assert "dead letter a has failed again (builtins.ValueError)" in said
+    assert "the letter stays as it was" in said
+    assert "is locked" in said
+    assert list(DeadLetters(url).select()) == [letter]

@@ -136,6 +136,17 @@ def test_a_user_without_the_right_is_told_so(postgres_url: str) -> None:
     letters.close()
 
 
+def test_a_server_that_may_only_be_read_may_be_written_again(postgres_url: str) -> None:
+    writing = DeadLetters(postgres_url)
+    writing.put([failed("a")])
+    writing.close()
+    letters = DeadLetters(f"{postgres_url}%20-cdefault_transaction_read_only%3Don")
+    assert letters.count() == 1
+    with pytest.raises(DeadLettersUnavailable, match="read-only.*server that may be written"):
+        letters.put([failed("b")])
+    letters.close()
+
+
 def test_a_table_that_another_session_locks_may_be_free_again(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
