@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from types import FrameType
 
+    from scrapy.commands import BaseRunSpiderCommand
     from scrapy.core.engine import ExecutionEngine
     from scrapy.core.scraper import Scraper
     from scrapy.crawler import Crawler
@@ -44,6 +45,18 @@ def spider_arguments(crawler: Crawler) -> dict[str, Any]:
             return dict(frame.f_locals.get("kwargs", ()))
         frame = frame.f_back
     return {}
+
+
+def crawler_for(command: BaseRunSpiderCommand, spider: str) -> Crawler:
+    """Return the crawler that Scrapy's *command* would make for *spider*.
+
+    ``_create_crawler()``, which Scrapy 2.15 has not: it warns of feeds that nothing writes.
+    """
+    process = command.crawler_process
+    assert process is not None
+    create: Any = getattr(command, "_create_crawler", process.create_crawler)
+    crawler: Crawler = create(spider)
+    return crawler
 
 
 def is_closing(crawler: Crawler) -> bool:

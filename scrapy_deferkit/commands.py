@@ -36,6 +36,7 @@ from scrapy.utils.conf import build_component_list
 from scrapy.utils.misc import load_object
 from scrapy.utils.project import inside_project
 
+from ._crawl_command import CrawlCommand
 from ._job_command import add_job_options, run_job_command
 from ._letterbox import default_folder, default_url
 from .codec import Codec, CodecError, UnstorableValue
@@ -68,18 +69,22 @@ _LOOKS: dict[str, dict[str, Any]] = {
 
 
 class Command(BaseRunSpiderCommand):
-    """``scrapy deferkit dead-letters``, ``scrapy deferkit replay`` and ``scrapy deferkit job``."""
+    """``scrapy deferkit`` and its subcommands."""
 
-    # Only a replay needs a crawler process; process_options() says so.
+    # Only a replay and a crawl need a crawler process; process_options() says so.
     requires_crawler_process = False
 
     def __init__(self) -> None:
         super().__init__()
         self._codec = cache(lambda spider: Codec.from_settings(self._settings_of(spider)))
 
+    @cached_property
+    def _crawl(self) -> CrawlCommand:
+        return CrawlCommand(self._its_settings)
+
     def syntax(self) -> str:
         """Give the syntax, without the name of the command."""
-        return "<dead-letters|replay|job> [options]"
+        return "<crawl|dead-letters|replay|job> [options]"
 
     def short_desc(self) -> str:
         """Say in a line what the command is for."""
@@ -88,11 +93,20 @@ class Command(BaseRunSpiderCommand):
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Add the subcommands, and to each its options and Scrapy's."""
         kinds = parser.add_subparsers(
-            dest="what", prog="scrapy deferkit", metavar="dead-letters|replay|job"
+            dest="what", prog="scrapy deferkit", metavar="crawl|dead-letters|replay|job"
         )
         add = partial(
             kinds.add_parser, formatter_class=ScrapyHelpFormatter, conflict_handler="resolve"
         )
+        crawl = add(
+            "crawl",
+            usage="scrapy deferkit crawl SPIDER [options]",
+            help="crawl, with an exit code that says how the items fared",
+            description="Crawl as scrapy crawl does. The exit code is 0 if all items were "
+            "delivered or dropped, 1 if some failed, 2 if the crawl was closed early, 3 if it did "
+            "not start.",
+        )
+        self._crawl.add_options(crawl)
         letters = add(
             "dead-letters",
             usage="scrapy deferkit dead-letters [list | show ID | edit ID | delete] [options]",
@@ -138,6 +152,10 @@ class Command(BaseRunSpiderCommand):
         """
         if opts.what is None:
             raise UsageError
+        if opts.what == "crawl":
+            self._crawl.process_options(args, opts)
+            self.requires_crawler_process = True
+            return
         for arg in args:
             if arg.startswith("-"):
                 raise UsageError(
@@ -162,6 +180,11 @@ class Command(BaseRunSpiderCommand):
 
     def run(self, args: list[str], opts: argparse.Namespace) -> None:
         """Do what is asked for; the exit code tells how it went."""
+        if opts.what == "crawl":
+            self._crawl.crawler_process = self.crawler_process
+            self._crawl.run(args, opts)
+            self.exitcode = self._crawl.exitcode
+            return
         try:
             if not all(map(str.strip, args)):
                 raise UsageError(f"{opts.what} is given an empty argument{_UNSET}")
@@ -497,7 +520,8 @@ def _progress(total: int) -> Iterator[Callable[[], object] | None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console, to_terminal = Console(stderr=True, soft_wrap=True), sys.stdout.isatty()
+    with Progress(*columns, console=console, redirect_stdout=to_terminal) as progress:
         task = progress.add_task("", total=total)
         yield partial(progress.advance, task)
 

@@ -197,3 +197,20 @@ def test_what_is_wrapped_or_called_takes_what_it_is_given(
         name for name in inspect.signature(method).parameters if name != "spider"
     ]  # Scrapy 2.15
     assert taken == parameters
+
+
+@pytest.mark.no_runtime
+def test_a_command_makes_its_crawler_as_scrapy_does_on_any_version() -> None:
+    class Process:
+        def create_crawler(self, spider: Any) -> Any:
+            return f"crawler of {spider}", self
+
+    class Before:
+        crawler_process = Process()
+
+    class Now(Before):
+        def _create_crawler(self, spider: Any) -> Any:
+            return f"warned crawler of {spider}"
+
+    assert _scrapy.crawler_for(Before(), "books") == ("crawler of books", Before.crawler_process)
+    assert _scrapy.crawler_for(Now(), "books") == "warned crawler of books"
