@@ -45,6 +45,9 @@ SETTINGS = (
 )
 """Every setting there is."""
 
+COMPACT = "compact"
+"""The ``DEFERKIT_STEP_STATS`` with which the stats have six figures of all items."""
+
 WINDOW = 1000
 """Of how many last items ``DEFERKIT_MAX_FAILED_ITEMS`` is a percentage."""
 
@@ -74,7 +77,7 @@ class Config:
     item_timeout: float
     max_failed_items: FailureLimit | None
     none_is_failure: bool
-    step_stats: bool
+    step_stats: bool | str
     report: bool
     dead_letters: bool
     dead_letters_url: str | None
@@ -105,7 +108,7 @@ class Config:
             item_timeout=_seconds(settings, "DEFERKIT_ITEM_TIMEOUT", 3600.0),
             max_failed_items=_failure_limit(settings, "DEFERKIT_MAX_FAILED_ITEMS"),
             none_is_failure=_flag(settings, "DEFERKIT_NONE_IS_FAILURE", default=True),
-            step_stats=_flag(settings, "DEFERKIT_STEP_STATS", default=True),
+            step_stats=_step_stats(settings, "DEFERKIT_STEP_STATS"),
             report=_flag(settings, "DEFERKIT_REPORT", default=False),
             dead_letters=_flag(settings, "DEFERKIT_DEAD_LETTERS", default=False),
             dead_letters_url=_text(settings, "DEFERKIT_DEAD_LETTERS_URL"),
@@ -233,6 +236,17 @@ def _flag(settings: BaseSettings, name: str, *, default: bool) -> bool:
         return settings.getbool(name)
     except ValueError:
         raise StackConfigError(f"{name} = {value!r}: True or False is expected") from None
+
+
+def _step_stats(settings: BaseSettings, name: str) -> bool | str:
+    value = settings.get(name)
+    if value == COMPACT:
+        return COMPACT
+    try:
+        return _flag(settings, name, default=True)
+    except StackConfigError:
+        expected = f'True, False or "{COMPACT}" is expected'
+        raise StackConfigError(f"{name} = {value!r}: {expected}") from None
 
 
 def _text(settings: BaseSettings, name: str) -> str | None:

@@ -105,6 +105,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
         config = Config.from_settings(Settings() if crawler is None else crawler.settings)
         counts = config.step_stats and crawler is not None
         self._stats = StepStats.of(crawler) if counts and crawler is not None else None
+        self._items = None if self._stats is None else self._stats.items
         self._pipelines: tuple[_Pipeline, ...] = ()
         for pipeline in self.middlewares:
             self._take(pipeline)
@@ -209,6 +210,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             request = None if parent is None else parent.request
             visit = Visit(self._crawl, PIPELINES, item, None, request=request)
             self._crawl.items.begin()
+        items = self._items
+        began = 0.0 if items is None else items.begin()
         wait: _Wait | None = None
         left: Iterator[Any]
         calls: Iterator[Callable[[Any], Any]]
@@ -244,6 +247,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
                         self._watchdog.end(wait)
         except BaseException as error:
             failure = self._failure(calls, left, wait, error)
+            if items is not None:
+                items.note(failure)
             if isinstance(failure, DropItem):
                 visit.done()
             elif isinstance(failure, Exception):
@@ -259,6 +264,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             visit.done()
             return value
         finally:
+            if items is not None:
+                items.end(began)
             visit.leave()
             if is_unannounced:
                 self._crawl.items.end()

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import logging
+import shlex
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scrapy import signals
 from scrapy.exceptions import NotConfigured
+from scrapy.utils.project import inside_project
 
 from ._config import Config
 from ._imports import import_in_thread
+from ._letterbox import default_url
 from .exceptions import step_of, text_of
 from .stats import StepFigures, step_stats
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.box import Box
     from rich.table import Table
@@ -29,14 +32,16 @@ logger = logging.getLogger(__name__)
 
 _DRAWN_BY = ("rich.box", "rich.console", "rich.table", "rich.text")
 _MOST_KINDS = 200
+_WIDTH = 100
+_NUMBER = {"justify": "right"}
 
 
 class Report:
     """An extension that logs one table when the spider closes, where ``DEFERKIT_REPORT`` is on.
 
-    It has the items that were scraped, dropped and failed; for each step its counts, its share of
-    the time and its slowest item; and the commonest failure of each step, with the page of one such
-    item.
+    It has the items that were scraped, dropped and failed; the tree of all steps in the order of
+    execution, each with its counts, its share of the time and its slowest item; and the commonest
+    failure of each step, with the page of one such item.
     """
 
     def __init__(self, crawler: Crawler) -> None:
@@ -70,23 +75,34 @@ class Report:
         logger.info("%s", self.text(), extra={"spider": self._crawler.spider})
 
     def text(self) -> str:
-        """Give the report as it is now."""
+        """Give the report as it is now, at most 100 columns wide."""
         count = self._crawler.stats.get_value
+        name = getattr(self._crawler.spider, "name", None) or "the crawl"
         scraped, dropped = count("item_scraped_count", 0), count("item_dropped_count", 0)
+        kept = count("deferkit/items/dead_lettered", 0) + count("deferkit/replay/failed", 0)
+        parts = [f"Items of {name}: {scraped} scraped, {dropped} dropped, {self._failed} failed"]
+        if kept:
+            parts.append(f"{kept} kept: scrapy deferkit dead-letters{self._where(name)}")
         figures = [step for step in step_stats(self._crawler) if step.entered]
-        parts = [f"Items: {scraped} scraped, {dropped} dropped, {self._failed} failed"]
         if figures:
             parts.append(_table_of_steps(figures))
         if self._kinds:
             parts.append(self._table_of_failures())
         return "\n".join(parts)
 
+    def _where(self, spider: str) -> str:
+        """Tell what the command needs to find the dead letters where there is no project."""
+        if inside_project():
+            return ""
+        is_default = not self._crawler.settings["DEFERKIT_DEAD_LETTERS_URL"]
+        return f" --url {shlex.quote(default_url(spider)) if is_default else 'URL'}"
+
     def _table_of_failures(self) -> str:
-        rows: dict[str, tuple[str, ...]] = {}
+        rows: dict[str, tuple[str, str]] = {}
         for (step, error), number in self._kinds.most_common():
-            rows.setdefault(step, (step, str(number), error, self._examples[step, error]))
-        head = ("commonest failure in", "times", "error", "for instance")
-        return _drawn(head, list(rows.values()))
+            text = f"{step}: {error}\n{self._examples[step, error]}"
+            rows.setdefault(step, (str(number), text))
+        return _drawn({"times": _NUMBER, "commonest failure of each step": {}}, [*rows.values()])
 
 
 def _described(error: BaseException) -> str:
@@ -105,43 +121,87 @@ def _url_of(response: Any) -> str:
 
 
 def _in_time(seconds: float) -> str:
-    if seconds < 0.001:
+    if seconds < 0.0009995:
         return f"{seconds * 1e6:.0f} µs"
-    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    number, unit = (seconds * 1000, "ms") if seconds < 0.9995 else (seconds, "s")
+    return f"{number:.{int(number < 99.95)}f} {unit}"
 
 
-def _table_of_steps(figures: list[StepFigures]) -> str:
-    # Times of nested steps are part of their stack's: shares are of what the pipelines took.
-    total = sum(step.total for step in figures if "/" not in step.path)
-    counts = ["ok", "dropped", "failed", "retried"]
-    if any(step.cancelled for step in figures):
-        counts.insert(3, "cancelled")
+class _Branch(NamedTuple):
+    """A step in the tree of all steps."""
+
+    name: str
+    share: float
+    step: StepFigures
+
+
+def _tree(figures: Iterable[StepFigures]) -> Iterator[_Branch]:
+    """Yield the steps in the order of execution, each under the stack that it is a step of.
+
+    A step's share of the time is part of its stack's. What steps of a stack that run side by side
+    take is more than the stack does: its share is divided among them.
+    """
+    steps = [*figures]
+    # A pipeline stands for the stack that it is.
+    places = {place: step for step in steps for place in (step.stack, step.path) if place}
+    below: dict[str, list[tuple[str, StepFigures]]] = {}
+    for step in steps:
+        place, name = step.path, step.path
+        while "/" in place:
+            place = place.rpartition("/")[0]
+            if place in places:
+                name = step.path[len(place) + 1 :]
+                break
+        else:
+            place = ""
+        parent = places[place].path if place else ""
+        below.setdefault(parent, []).append((name, step))
+
+    def walk(parent: str, depth: int, share: float, total: float) -> Iterator[_Branch]:
+        branches = below.get(parent, [])
+        total = max(total, sum(step.total for _, step in branches))
+        for name, step in branches:
+            its = share * step.total / total if total else 0.0
+            if step.stack not in ("", name):
+                name = f"{name} ({step.stack})"  # noqa: PLW2901
+            yield _Branch("  " * depth + name, its, step)
+            yield from walk(step.path, depth + 1, its, step.total)
+
+    return walk("", 0, 1.0, 0.0)
+
+
+_NOT_OK = ("dropped", "failed", "cancelled", "retried")
+
+
+def _table_of_steps(figures: Iterable[StepFigures]) -> str:
+    numbers = dict.fromkeys(("in", "time", "p50", "p95", "slowest"), _NUMBER)
     rows = [
         (
-            step.path,
+            name,
             str(step.entered),
-            *(str(getattr(step, name)) for name in counts),
-            f"{step.total / total:.0%}" if total else "-",
+            f"{share:.0%}",
             *map(_in_time, (step.p50, step.p95, step.longest)),
+            ", ".join(f"{vars(step)[what]} {what}" for what in _NOT_OK if vars(step)[what]),
         )
-        for step in sorted(figures, key=lambda step: step.path)
+        for name, share, step in _tree(figures)
     ]
-    return _drawn(("step", "in", *counts, "time", "p50", "p95", "slowest"), rows)
+    return _drawn({"step": {}, **numbers, "not ok": {}}, rows)
 
 
-def _drawn(head: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
-    """Draw a table in plain text; all but texts are numbers."""
-    from rich import box
+def _drawn(columns: Mapping[str, Mapping[str, Any]], rows: Iterable[Sequence[str]]) -> str:
+    """Draw a table in plain text, no wider than :data:`_WIDTH`."""
+    from rich.box import Box
     from rich.console import Console
 
-    texts = ("step", "commonest failure in", "error", "for instance")
-    columns = {name: {} if name in texts else {"justify": "right"} for name in head}
+    plain = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+    drawn = table(plain, columns, rows)
+    drawn.show_edge, drawn.padding = False, (0, 1, 0, 0)
     out = io.StringIO()
     console = Console(
-        file=out, force_terminal=False, width=160, color_system=None, legacy_windows=False
+        file=out, force_terminal=False, width=_WIDTH, color_system=None, legacy_windows=False
     )
-    console.print(table(box.ASCII2, columns, rows))
-    return out.getvalue().rstrip()
+    console.print(drawn)
+    return "\n".join(map(str.rstrip, out.getvalue().splitlines()))
 
 
 def table(

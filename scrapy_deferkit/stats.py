@@ -12,6 +12,7 @@ from scrapy.exceptions import DropItem
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ._config import COMPACT, Config
 from ._crawl import crawl_of
 from ._engine import is_pending
 from ._runtime import CANCELLED
@@ -121,6 +122,8 @@ class StepFigures:
     p95: float
     p99: float
     longest: float
+    stack: str = ""
+    """Of a pipeline that is a stack: its name, with which the paths of its steps begin."""
 
 
 # The stats keys of times, and their names in StepFigures.
@@ -163,6 +166,16 @@ class StepRecord:
             self.note(result.value)
         elif result is None and needs_result:
             self.failed += 1
+
+    def begin(self) -> float:
+        """Count that something has begun; return when, for :meth:`end`."""
+        self.inside += 1
+        return perf_counter()
+
+    def end(self, started: float) -> None:
+        """Count that what has *started* then has ended."""
+        self.inside -= 1
+        self.note_time(perf_counter() - started)
 
     def wait(self, pending: Any, started: float, needs_result: bool = False) -> Any:
         """Count *pending*, the result of the step, when it has come."""
@@ -212,6 +225,7 @@ class StepRecord:
             cancelled=self.cancelled,
             retried=retried,
             **self.work.times(),
+            stack=self.root,
         )
 
 
@@ -224,6 +238,10 @@ class StepStats:
     def __init__(self, crawler: Crawler) -> None:
         self._crawler = crawler
         self._records: list[StepRecord] = []
+        is_compact = Config.from_settings(crawler.settings).step_stats == COMPACT
+        self.items = StepRecord("items".__str__) if is_compact else None
+        """The items in the pipelines, each as a whole; they are in the stats instead of steps."""
+
         self.waiting = Latencies()
         """How long items waited for a slot, those that had to."""
 
@@ -290,6 +308,12 @@ class StepStats:
 
     def publish(self) -> None:
         """Put the counts into the crawl's stats; the keys are in docs/addon.md."""
+        if self.items is not None:
+            step = self.items.figures(retried=0)
+            counts = {"in": step.entered, "ok": step.ok, "dropped": step.dropped}
+            self._publish("items", counts, {name: vars(step)[name] for name in ("p95", "longest")})
+            self._crawler.stats.inc_value("deferkit/items/failed", 0)  # whoever fails counts it
+            return
         for step in self.figures():
             if step.entered:
                 some = {name: getattr(step, name) for name in ("dropped", "failed", "cancelled")}
@@ -299,7 +323,7 @@ class StepStats:
             self._publish("slot", {"waited": self.waiting.count}, self.waiting.times())
 
     def _publish(self, prefix: str, counts: dict[str, int], times: dict[str, float]) -> None:
-        seconds = {key: round(times[name], 6) for key, name in _TIMES.items()}
+        seconds = {key: round(times[name], 6) for key, name in _TIMES.items() if name in times}
         for key, value in {**counts, **seconds}.items():
             self._crawler.stats.set_value(f"deferkit/{prefix}/{key}", value)
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scrapy.exceptions import DropItem
+from scrapy.settings import Settings
 from tenacity import wait_none
 from twisted.internet.task import Clock
 
@@ -18,14 +19,16 @@ from scrapy_deferkit import (
     Chain,
     Parallel,
     Retry,
+    StackConfigError,
     StackPipeline,
     StackSpiderMiddleware,
     Tolerant,
     step_stats,
 )
+from scrapy_deferkit._config import Config
 from scrapy_deferkit._runtime import clock_set_to, to_deferred, turn
 from scrapy_deferkit.itemprocessor import DeferKitItemProcessor
-from scrapy_deferkit.stats import FOLD_AT, Latencies
+from scrapy_deferkit.stats import FOLD_AT, Latencies, StepStats
 from scrapy_deferkit.testing import mock_crawler
 
 from .itemprocessor.conftest import heartbeat
@@ -281,3 +284,50 @@ async def test_the_counts_are_right_while_items_are_inside() -> None:
         await until(lambda: sum(it.called for it in ended) > released)  # noqa: B023
     await processor.close_spider_async()
     assert crawler.stats.get_value("deferkit/Waiting/ok") == 3
+
+
+async def test_compact_stats_are_six_figures_of_all_items() -> None:
+    trace = await crawl_with(Shop, Sink, pages=[page(*numbered(50))], DEFERKIT_STEP_STATS="compact")
+    stats = trace.crawler.stats.get_stats()
+    figures = {key: value for key, value in stats.items() if key.startswith("deferkit/")}
+    del figures["deferkit/items/dead_lettered"]  # in any crawl that keeps them
+    retried = {key: figures.pop(key) for key in [*figures] if key.endswith("/retried")}
+    assert len(retried) <= 1  # what a policy counts itself
+    counts = {name: figures.pop(f"deferkit/items/{name}") for name in ("in", "ok", "dropped")}
+    assert counts == {"in": 50, "ok": 20, "dropped": 10}
+    assert figures.pop("deferkit/items/failed") == 20
+    assert 0 < figures.pop("deferkit/items/p95") <= figures.pop("deferkit/items/max")
+    assert not figures
+    assert {step.path for step in step_stats(trace.crawler)} >= {"Shop", "shop/clean", "Sink"}
+
+
+async def test_compact_stats_have_the_items_that_are_inside_and_no_failure_too() -> None:
+    held = Held()
+
+    class Waiting(StackPipeline):
+        stack = Chain(held)
+
+    crawler = mock_crawler({"ITEM_PIPELINES": {Waiting: 1}, "DEFERKIT_STEP_STATS": "compact"})
+    processor = DeferKitItemProcessor.from_crawler(crawler)
+    ended = [to_deferred(processor.process_item_async(item)) for item in numbered(2)]
+    await until(lambda: len(held.waiting) == 2)
+    held.release()
+    await until(lambda: any(it.called for it in ended))
+    StepStats.of(crawler).publish()
+    value = crawler.stats.get_value
+    assert [value(f"deferkit/items/{name}") for name in ("in", "ok", "failed")] == [2, 1, 0]
+    held.release()
+    await until(lambda: all(it.called for it in ended))
+    await processor.close_spider_async()
+    assert value("deferkit/items/ok") == 2
+
+
+@pytest.mark.no_runtime
+def test_what_step_stats_may_be_is_said() -> None:
+    for value, meant in (("compact", "compact"), ("False", False), ("1", True), ("", True)):
+        assert Config.from_settings(Settings({"DEFERKIT_STEP_STATS": value})).step_stats == meant
+    with pytest.raises(StackConfigError) as refused:
+        Config.from_settings(Settings({"DEFERKIT_STEP_STATS": "brief"}))
+    assert str(refused.value) == (
+        "DEFERKIT_STEP_STATS = 'brief': True, False or \"compact\" is expected"
+    )
