@@ -172,7 +172,7 @@ def _processors(settings: BaseSettings, name: str) -> tuple[Any, ...] | None:
     if not isinstance(value, (list, tuple)):
         raise StackConfigError(
             f"{name} = {value!s} ({type(value).__name__}): a list of processors is expected, as "
-            f'in {name} = ["bookshop.processors.clean_title"]; a whole stack goes into '
+            f'in {name} = ["bookshop.processors.tidy_title"]; a whole stack goes into '
             "DEFERKIT_STACK, for StackPipeline"
         )
     return tuple(value)
@@ -187,7 +187,8 @@ def _each(settings: BaseSettings) -> tuple[dict[str, Any], ...] | None:
         if not isinstance(entry, dict):
             raise StackConfigError(
                 f"DEFERKIT_EACH = {value!s} ({type(entry).__name__}): a dict is expected, or a "
-                'list of them, as in {"field": "offers", "processor": "shop.processors.offer"}'
+                'list of them, as in {"field": "reviews", '
+                '"processor": "bookshop.processors.check_review"}'
             )
     return tuple(entries)
 

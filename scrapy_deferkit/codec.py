@@ -26,7 +26,7 @@ UUID                            ``{"$uuid": "12345678-1234-5678-1234-56781234567
 Path of this system             ``{"$path": "books/1.html"}``
 PurePosixPath, PureWindowsPath  ``{"$posixpath": "books/1.html"}``, ``{"$windowspath": "books"}``
 str that JSON would change      ``{"$str": ["\ud83d", "\ude00"]}``: two surrogates, not one emoji
-Enum                            ``{"$enum": "bookshop.items.Format", "name": "PAPER"}``;
+Enum                            ``{"$enum": "project.items.Format", "name": "PAPER"}``;
                                 of a Flag ``"name": ["READ", "WRITE"]``
 item, NamedTuple,               ``{"$item": "bookshop.items.Book", "fields": {"title": "A"}}``
 dict of a class of your own
@@ -911,7 +911,7 @@ _TAGS: dict[str, _Tag] = {
     "$dict": _Tag(partial(_read_pairs, dict), '{"$dict": [[1, "one"]]}'),
     "$ordereddict": _Tag(partial(_read_pairs, OrderedDict), '{"$ordereddict": [["a", 1]]}'),
     "$enum": _Tag(
-        Codec._read_enum, '{"$enum": "bookshop.items.Format", "name": "PAPER"}', ("name",)
+        Codec._read_enum, '{"$enum": "project.items.Format", "name": "PAPER"}', ("name",)
     ),
     "$item": _Tag(
         Codec._read_item,

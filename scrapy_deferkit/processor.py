@@ -112,7 +112,7 @@ def check(processor: Any, owner: str) -> None:
         if not all(part.isidentifier() for part in processor.split(".")) or "." not in processor:
             raise StackConfigError(
                 f"{owner}: {processor!r} is not an import path; "
-                'write it in full, as in "bookshop.processors.clean_title"'
+                'write it in full, as in "bookshop.processors.tidy_title"'
             )
     elif isinstance(processor, (tuple, list)):
         raise StackConfigError(

@@ -91,7 +91,7 @@ REMOTE_CONTROL_ENABLED = False
 # ------------------------------------------------------------------------------- what is to be seen
 
 EXTENSIONS = {"bookshop.summary.Summary": 500}
-LOG_LEVEL = "WARNING"  # with -L INFO, the add-on's report is to be seen as well
+LOG_LEVEL = "WARNING"  # the summary prints the add-on's report, which is logged as INFO
 LOG_FORMATTER = "bookshop.log.BriefLogFormatter"
 DEFAULT_DROPITEM_LOG_LEVEL = "INFO"
 RETRY_GIVE_UP_LOG_LEVEL = "INFO"

@@ -13,6 +13,7 @@ from scrapy.crawler import Crawler
 from twisted.python.failure import Failure
 
 from scrapy_deferkit import step_of
+from scrapy_deferkit.report import Report
 from scrapy_deferkit.signals import item_dead_lettered
 
 from .database import database_path
@@ -75,7 +76,10 @@ class Summary:
         self._kept += 1
 
     def spider_closed(self, spider: Spider, reason: str) -> None:
-        """Print the summary."""
+        """Print the add-on's report, unless the log has it, and the summary."""
+        report, level = self._crawler.get_extension(Report), self._crawler.settings["LOG_LEVEL"]
+        if report is not None and logging.getLevelName(level) > logging.INFO:
+            print(f"\n{report.text()}", flush=True)
         arguments = getattr(spider, "arguments", {})
         print(self.text(getattr(spider, "lost_pages", 0), arguments, reason), flush=True)
 

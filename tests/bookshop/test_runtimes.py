@@ -14,6 +14,7 @@ from .crawling import (
     ASYNCIO,
     NO_REACTOR,
     QUICK,
+    ROOT,
     TWISTED,
     Crawl,
     crawl,
@@ -130,6 +131,22 @@ def test_the_summary_says_what_became_of_every_book(crawls: dict[str, Crawl], ru
     assert "books.db (SQLite, table books)" in summary
     assert int(ended["Dead letters kept"][0]) == failed
     assert "\n    scrapy deferkit replay books -a db=/" in summary
+
+
+def test_the_readme_shows_the_report_that_the_crawl_prints(crawls: dict[str, Crawl]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```text\n(Items of books: .*?)^```", readme, re.MULTILINE | re.DOTALL)
+    printed = crawls["asyncio"].summary.partition("\n\nBooks stored")[0]
+    assert max(map(len, printed.splitlines())) <= 100
+    wanted, found = outline(shown), iter(outline(printed))
+    assert len(wanted) > 10
+    assert [line for line in wanted if line not in found] == []  # in this order
+
+
+def outline(report: str) -> list[str]:
+    """Give the lines of *report* without what differs from one crawl to another."""
+    lines = [re.sub(r"127\S+|\d+( [µm]?s|%|\b)|-+", "", line) for line in report.splitlines()]
+    return [re.split(r"(?<=\S)  ", line)[0].rstrip(" .") for line in lines if line.strip(" .")]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
