@@ -13,7 +13,6 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from scrapy import signals
-from scrapy.utils.python import global_object_name
 from twisted.python.failure import Failure
 
 from ._config import Config
@@ -24,7 +23,14 @@ from ._letters import REQUEST
 from ._scrapy import engine_of
 from ._secrets import without_password
 from .codec import Codec, Encoded
-from .exceptions import DeadLettersError, StackConfigError, mark_item, step_of, text_of
+from .exceptions import (
+    DeadLettersError,
+    StackConfigError,
+    mark_item,
+    step_of,
+    text_of,
+    type_of,
+)
 from .merge import ATOMS, copy_item, is_simple
 from .signals import item_dead_lettered
 
@@ -313,15 +319,15 @@ class Delivery:
         assert spider is not None
         return Failed(
             id=letter_id,
-            spider=spider.name,
+            spider=_text(spider.name) or "",
             spider_args=json.dumps(crawl_of(self.crawler).spider_arguments),
             stage=stage,
             item=encoded.text,
             item_type=encoded.item_type,
             missing="; ".join(encoded.missing) or None,
-            page_url=None if page_url is None else without_password(page_url),
+            page_url=None if page_url is None else without_password(_text(page_url) or ""),
             step=step,
-            error_type=global_object_name(type(error)),
+            error_type=type_of(error),
             error=text_of(error)[:_LONGEST_TEXT],
             traceback=_traceback_of(error),
             at=datetime.now(timezone.utc),
@@ -361,6 +367,14 @@ def _value_of(stored: Any) -> Any:
     """Return the part of a stored value that is the same at each crawl."""
     is_gap = isinstance(stored, dict) and "$unstorable" in stored
     return stored.get("value") if is_gap else stored
+
+
+def _text(value: Any) -> str | None:
+    """Return *value* as the text that a row takes; a page or a spider may have any class."""
+    try:
+        return None if value is None else str.__str__(str(value))
+    except Exception:
+        return None
 
 
 def _traceback_of(error: Exception) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scrapy.utils.python import global_object_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 _STEP = "deferkit_step"
 _ITEM = "deferkit_item"
+_NOTES = "__notes__"
 
 
 class DeferKitError(Exception):
@@ -99,15 +102,15 @@ class DeadLettersUnavailable(DeadLettersError):
 
 
 def step_of(error: BaseException) -> str | None:
-    """Give the path of the step where *error* rose, such as ``"catalogue/reviews/fetch"``.
+    """Return the path of the step where *error* rose, such as ``"catalogue/reviews/fetch"``.
 
     ``None`` for an exception that no stack has seen.
     """
     try:
-        step: str | None = getattr(error, _STEP, None)
-    except Exception:  # of an exception class with attributes of its own making
+        step = _attributes_of(error).get(_STEP)
+    except Exception:  # as in mark_step()
         return None
-    return step
+    return step if type(step) is str else None
 
 
 def mark_step(error: BaseException, path: str) -> None:
@@ -131,14 +134,15 @@ def _mark(
     error: BaseException, name: str, value: str | None, note: Callable[[str | None], str]
 ) -> None:
     try:
-        before = getattr(error, name, None)
+        attributes = _attributes_of(error)
+        before = attributes.get(name)
         if value is before is None:
             return
-        kept = [each for each in getattr(error, "__notes__", []) if each != note(before)]
-        setattr(error, name, value)
-        error.__notes__ = kept if value is None else [*kept, note(value)]
+        kept = [each for each in attributes.get(_NOTES, ()) if each != note(before)]
+        attributes[name] = None if value is None else str.__str__(value)
+        attributes[_NOTES] = kept if value is None else [*kept, note(value)]
     except Exception:
-        # An exception class may refuse new attributes; the failure itself matters more.
+        # An exception class may have odd notes, say; the failure itself matters more.
         return
 
 
@@ -148,15 +152,30 @@ def add_notes(error: BaseException, notes: Iterable[str]) -> None:
     if not added:
         return
     try:
-        error.__notes__ = [*getattr(error, "__notes__", []), *added]
+        attributes = _attributes_of(error)
+        attributes[_NOTES] = [*attributes.get(_NOTES, ()), *added]
     except Exception:  # as in mark_step()
         return
 
 
 def text_of(error: BaseException) -> str:
-    """Give what *error* says, whatever its class does."""
+    """Return what *error* says, whatever its class does."""
     try:
         # Scrapy's CloseSpider says nothing by itself.
-        return str(error) or str(getattr(error, "reason", None) or "")
+        return str.__str__(str(error) or str(_attributes_of(error).get("reason") or ""))
     except Exception:
-        return f"(a {type(error).__name__} that has no text)"
+        return f"(a {type_of(error).rpartition('.')[2]} that has no text)"
+
+
+def type_of(error: BaseException) -> str:
+    """Return the import path of the class of *error*, whatever that does."""
+    try:
+        return str.__str__(global_object_name(type(error)))
+    except Exception:  # a metaclass may do anything
+        return "exception without a name"
+
+
+def _attributes_of(error: BaseException) -> dict[str, Any]:
+    """Return what *error* has itself: its class may answer to any name, or refuse any."""
+    attributes: dict[str, Any] = object.__getattribute__(error, "__dict__")
+    return attributes
