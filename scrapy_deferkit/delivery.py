@@ -215,22 +215,20 @@ class Delivery:
         if type(item) is dict and ATOMS.issuperset(map(type, item.values())):
             return item.copy()  # what most items are, in half of the time
         try:
-            return copy_item(item) if is_simple(item) else self._encode(item)
+            return copy_item(item) if is_simple(item) else self.codec.encode(item)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            self._log(logging.ERROR, "An item cannot be copied: %s", text_of(error))
-            nothing = self.codec.encode(None)
-            return Encoded(nothing.text, nothing.item_type, (f"the item: {text_of(error)}",))
+            why = text_of(error)
+            text = json.dumps({"$unstorable": "item that cannot be read", "repr": why})
+            return Encoded(text, "unknown", (f"the item cannot be read: {why}",))
 
-    def _encode(self, item: Any) -> Encoded:
-        encoded = self.codec.encode(item)
+    def _tell_of_gaps(self, encoded: Encoded) -> None:
         for missing in encoded.missing:
             self._tell_once(
-                f"A value of an item has no stored form, so its row has a gap: {missing}. The item "
-                "is processed all the same."
+                f"A value of a failed item has no stored form, so its row has a gap: {missing}. "
+                "Put a value in its place before it is replayed: scrapy deferkit dead-letters edit"
             )
-        return encoded
 
     def _tell_once(self, message: str) -> None:
         if message not in self._told and len(self._told) < 100:
@@ -250,9 +248,11 @@ class Delivery:
         Returns its id; ``None`` if it could not be kept.
         """
         letter = visit.letter
-        encoded = visit.encoded(self._encode)
+        encoded = visit.encoded(self.codec.encode)
         keyed = self._keyed_id(encoded) if letter is None else None
         letter_id = letter.id if letter else keyed or f"{self.run}-{next(self._numbers)}"
+        if letter is None:
+            self._tell_of_gaps(encoded)
         failed = self._failed(
             letter_id, visit.stage, encoded, visit.page_url, step_of(error), error
         )
@@ -300,7 +300,7 @@ class Delivery:
 
         Put in again, it is the same letter, with one attempt more.
         """
-        encoded = self._encode(request)
+        encoded = self.codec.encode(request)
         failed = self._failed(letter_id, REQUEST, encoded, request["url"], "job", error)
         await resolve(self.letters.put(failed, is_replayed=False))
 

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
+from scrapy_deferkit._config import Config
+from scrapy_deferkit._crawl import crawl_of
+from scrapy_deferkit.codec import UnstorableValue
 from scrapy_deferkit.deadletters import DeadLetters
+from scrapy_deferkit.delivery import PIPELINES, Delivery, Visit
+from scrapy_deferkit.testing import mock_crawler
 
 from ..steps import Broken
 from .crawling import crawl_with
@@ -72,3 +79,35 @@ async def test_nothing_that_a_pipeline_did_is_in_the_letter(tmp_path: Path) -> N
     assert len(texts) == len(items)
     assert not [text for text in texts if "spoilt" in text or "c3BvaWx0" in text]
     assert '{"$bytearray": "YQ=="}' in " ".join(texts)
+
+
+class Unreadable(dict[str, Any]):
+    def __getattribute__(self, name: str) -> Any:
+        raise GeneratorExit("not to be read")
+
+    __iter__ = keys = __reduce_ex__ = __getattribute__  # type: ignore[assignment]
+
+
+async def test_a_gap_is_told_once_and_when_the_item_becomes_a_letter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    crawler = mock_crawler({"DEFERKIT_DEAD_LETTERS_URL": f"sqlite:///{tmp_path}/letters.sqlite"})
+    crawl = crawl_of(crawler)
+    crawl.delivery = delivery = Delivery(crawler, Config.from_settings(crawler.settings))
+    items = [{"when": object()}, {"when": object()}, Unreadable()]
+    for item in items:
+        Visit(crawl, PIPELINES, item, None).done()
+    assert not caplog.messages, "an item that succeeds has no row"
+    for item in items:
+        await Visit(crawl, PIPELINES, item, None).failed(Broken())
+    gaps = [message.partition(" has a gap: ")[2][:40] for message in caplog.messages]
+    assert gaps == [
+        "when: a object has no stored form. Put a",
+        "the item cannot be read: not to be read.",
+    ]
+    await delivery.close()
+    store = DeadLetters(f"sqlite:///{tmp_path}/letters.sqlite")
+    for letter in store.select():
+        assert letter.missing
+        with pytest.raises(UnstorableValue):
+            delivery.codec.decode(letter.item)
