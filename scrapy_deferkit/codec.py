@@ -126,7 +126,9 @@ class Codec:
 
     Allowed are the item classes, NamedTuples and Enums that are defined in *packages*, and
     *item_classes*, by import path or as they are, which may be defined anywhere. No other class
-    is built, and nothing outside *packages* is imported, whatever a text says.
+    is built, and nothing is imported, whatever a text says: a class of *packages* is found once
+    its module has been imported. What a script has written, as ``__main__.Book``, is looked for in
+    *modules* where that script has been imported under its name.
 
     Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where one of *item_classes* is no
     such class.
@@ -139,9 +141,14 @@ class Codec:
     """
 
     def __init__(
-        self, packages: Iterable[str] = (), item_classes: Iterable[str | type] = ()
+        self,
+        packages: Iterable[str] = (),
+        item_classes: Iterable[str | type] = (),
+        modules: Iterable[str] = (),
     ) -> None:
         self._packages = tuple(packages)
+        self._prefixes = tuple(f"{package}." for package in self._packages)
+        self._modules = tuple(modules)
         self._classes: dict[str, type] = {}
         for entry in item_classes:
             cls = _item_class(entry)
@@ -150,12 +157,17 @@ class Codec:
                 self._classes[entry] = cls
 
     @classmethod
-    def from_settings(cls, settings: BaseSettings) -> Codec:
+    def from_settings(cls, settings: BaseSettings, spidercls: type | None = None) -> Codec:
         """Allow what the top packages of ``SPIDER_MODULES`` define, and ``DEFERKIT_ITEM_CLASSES``.
 
-        Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` where the latter is wrong.
+        The module of *spidercls* may be of no package: a script, or what ``scrapy runspider`` runs.
+        Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` if the setting is wrong.
         """
-        packages = [path.strip().split(".")[0] for path in settings.getlist("SPIDER_MODULES")]
+        modules = [path.strip() for path in settings.getlist("SPIDER_MODULES")]
+        packages = [path.split(".")[0] for path in modules]
+        if spidercls is not None:
+            modules.append(spidercls.__module__)
+            packages.append(spidercls.__module__)
         entries = list_of(settings, "DEFERKIT_ITEM_CLASSES") or ()
         if not isinstance(entries, (list, tuple, set, frozenset)):
             raise StackConfigError(
@@ -163,7 +175,7 @@ class Codec:
                 'classes is expected, as in DEFERKIT_ITEM_CLASSES = ["shop_items.Book"]'
             )
         with blaming("DEFERKIT_ITEM_CLASSES"):
-            return cls(dict.fromkeys(packages), entries)
+            return cls(dict.fromkeys(packages), entries, dict.fromkeys(modules))
 
     def encode(self, item: Any) -> Encoded:
         """Write *item*, which is not changed; any value may be given, and nothing is raised."""
@@ -249,32 +261,34 @@ class Codec:
         )
 
     def _find(self, name: Any, where: _Where) -> type:
-        """Give the class *name*, importing it only where it may be built."""
+        """Return the class *name*, if it may be built and is there."""
         if type(name) is str and name in self._classes:
             return self._classes[name]
-        prefixes = tuple(f"{package}." for package in self._packages)
-        if type(name) is not str or not name.startswith(prefixes):
+        names = self._allowed(name) if type(name) is str else []
+        if not names:
             packages = ", ".join(self._packages) or "none"
             raise CodecError(
                 f"{_path(where)}: the class {_shown(name)} may not be built; allowed are those "
                 f"defined in the packages of SPIDER_MODULES ({packages}) and those listed in "
                 "DEFERKIT_ITEM_CLASSES: add it there if it is an item class of yours"
             )
-        try:
-            found = _look_up(name)
-        except (Exception, SystemExit) as error:  # its module may do anything
-            raise CodecError(
-                f"{_path(where)}: the class {_shown(name)} cannot be imported: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if found is None or _name_of(found) != name or not _is_buildable(found):
-            raise CodecError(
-                f"{_path(where)}: {_shown(name)} is no item class, NamedTuple or Enum that is "
-                "defined under that name; if it has moved, put its new name into the text, or the "
-                "old import path into DEFERKIT_ITEM_CLASSES where that still leads to it"
-            )
-        self._classes[name] = found
-        return found
+        for each in names:
+            found = _look_up(each, sys.modules.get)
+            if found is not None and _name_of(found) == each and _is_buildable(found):
+                self._classes[name] = found
+                return found
+        raise CodecError(
+            f"{_path(where)}: {_shown(name)} is no item class, NamedTuple or Enum that is defined "
+            "under that name in a module that has been imported; import it where the spider is, "
+            "or list it in DEFERKIT_ITEM_CLASSES; if it has moved, put its new name into the "
+            "text, or the old import path into DEFERKIT_ITEM_CLASSES where that still leads to it"
+        )
+
+    def _allowed(self, name: str) -> list[str]:
+        """Return under which names the class *name* may be built."""
+        script, _, rest = name.partition(".")
+        names = [f"{it}.{rest}" for it in self._modules] if script == "__main__" else []
+        return [each for each in (name, *names) if each.startswith(self._prefixes)]
 
 
 # ------------------------------------------------------------------------------------- writing
@@ -703,23 +717,25 @@ def _is_findable(cls: type) -> bool:
     return module is not None and _walk(module, cls.__qualname__.split(".")) is cls
 
 
-def _look_up(name: str) -> type | None:
-    """Give the class at the import path *name*, importing no module but those that lead to it."""
+def _look_up(name: str, module_of: Callable[[str], Any]) -> type | None:
+    """Return the class at the import path *name*, with *module_of* for those that lead to it."""
     parts = name.split(".")
-    if not all(part.isidentifier() for part in parts):
-        return None
     for length in range(1, len(parts)):
-        path = ".".join(parts[:length])
-        try:
-            module = sys.modules.get(path) or importlib.import_module(path)
-        except ModuleNotFoundError as error:
-            if error.name == path:
-                return None
-            raise
-        found = _walk(module, parts[length:])
+        module = module_of(".".join(parts[:length]))
+        found = None if module is None else _walk(module, parts[length:])
         if isinstance(found, type):
             return found
     return None
+
+
+def _imported(path: str) -> Any:
+    """Import the module *path*; return ``None`` if there is none."""
+    try:
+        return sys.modules.get(path) or importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if not f"{path}.".startswith(f"{error.name}."):
+            raise
+        return None
 
 
 def _walk(module: Any, parts: Iterable[str]) -> Any:
@@ -734,7 +750,7 @@ def _item_class(entry: Any) -> type:
     cls = entry
     if isinstance(entry, str):
         try:
-            cls = _look_up(entry)
+            cls = _look_up(entry, _imported)
         except Exception as error:
             raise StackConfigError(
                 f"{entry!r} cannot be imported: {type(error).__name__}: {error}"

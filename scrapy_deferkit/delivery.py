@@ -172,7 +172,7 @@ class Delivery:
     def __init__(self, crawler: Crawler, config: Config) -> None:
         self.crawler = crawler
         self.config = config
-        self.codec = Codec.from_settings(crawler.settings)
+        self.codec = Codec.from_settings(crawler.settings, crawler.spidercls)
         self.letters = LetterBox(crawler, config)
         self.run = uuid.uuid4().hex
         """What the ids of this crawl's letters begin with."""

@@ -14,6 +14,7 @@ import math
 import pathlib
 import socket
 import sys
+import types
 import uuid
 import zoneinfo
 from collections.abc import Iterator
@@ -725,12 +726,12 @@ def test_an_item_whose_class_no_name_leads_to_is_stored_and_told_of() -> None:
 
 @contextlib.contextmanager
 def importing_nothing() -> Iterator[None]:
-    """Fail where anything outside of these tests is imported in the block."""
+    """Fail if anything but time zones is imported in the block."""
     before = set(sys.modules)
     original = importlib.import_module
 
     def import_module(name: str, package: str | None = None) -> Any:
-        assert name.split(".", maxsplit=1)[0] in {"tests", "tzdata"}, name
+        assert name.split(".", maxsplit=1)[0] == "tzdata", name
         return original(name, package)
 
     with mock.patch.object(importlib, "import_module", import_module):
@@ -787,24 +788,85 @@ def test_the_two_tags_of_classes_are_not_taken_for_each_other() -> None:
         CODEC.decode(json.dumps({"$enum": f"{HERE}.Book", "name": "A"}))
 
 
-def test_a_module_of_the_project_that_fails_on_import_is_told_of(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def codecshop(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package that is not imported; its ``__main__`` must never be."""
     package = tmp_path / "codecshop"
     package.mkdir()
     (package / "__init__.py").touch()
+    (package / "__main__.py").write_text("raise SystemExit('it was run')")
     (package / "broken.py").write_text("import codecshop_has_no_such_module")
     (package / "items.py").write_text("class Book(dict):\n    class Page(dict): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.startswith("codecshop")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("codecshop")
+@pytest.mark.parametrize("name", ["items.Book", "__main__.X", "broken.Book", "Book"])
+@pytest.mark.parametrize("tag", ["$item", "$enum"])
+def test_nothing_of_the_project_is_imported_for_a_row(name: str, tag: str) -> None:
+    row = {tag: f"codecshop.{name}", "fields" if tag == "$item" else "name": {}}
+    with importing_nothing(), pytest.raises(CodecError, match="a module that has been imported"):
+        Codec(["codecshop"]).decode(json.dumps(row))
+    assert "codecshop" not in sys.modules
+
+
+@pytest.mark.usefixtures("codecshop")
+def test_a_class_of_the_project_is_read_once_its_module_is_imported() -> None:
     codec = Codec(["codecshop"])
-    with pytest.raises(CodecError, match=r"codecshop\.broken\.Book.* cannot be imported: Module"):
-        codec.decode('{"$item": "codecshop.broken.Book", "fields": {}}')
+    items = importlib.import_module("codecshop.items")
+    text = '{"$item": "codecshop.items.Book.Page", "fields": {"a": 1}}'
+    assert same(codec.decode(text), items.Book.Page(a=1))
+    assert codec.encode(codec.decode(text)).text == text
+
+
+@pytest.mark.usefixtures("codecshop")
+def test_a_listed_class_is_imported_at_the_start() -> None:
+    text = '{"$item": "codecshop.items.Book.Page", "fields": {}}'
+    assert Codec(item_classes=["codecshop.items.Book.Page"]).decode(text) == {}
     with pytest.raises(StackConfigError, match=r"codecshop\.broken\.Book.* cannot be imported"):
         Codec(item_classes=["codecshop.broken.Book"])
-    page = codec.decode('{"$item": "codecshop.items.Book.Page", "fields": {"a": 1}}')
-    assert page == {"a": 1}
-    assert type(page).__qualname__ == "Book.Page"
-    assert same(codec.decode(codec.encode(page).text), page)
+    for missing in ("codecshop.missing.Book", "codecshop.items.Missing", "codecshop.items.Book.x"):
+        with pytest.raises(StackConfigError, match="is no item class"):
+            Codec(item_classes=[missing])
+
+
+class OwnItem(scrapy.Item):
+    title = scrapy.Field()
+
+
+class OwnSpider(scrapy.Spider):
+    name = "own"
+
+
+@pytest.mark.parametrize("module", ["codecscript", "__main__"])
+def test_the_items_of_a_script_are_read_back(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script: Any = types.ModuleType(module)
+    monkeypatch.setitem(sys.modules, module, script)
+    script.Book = type("Book", (scrapy.Item,), {"__module__": module, "title": scrapy.Field()})
+    script.Books = type("Books", (scrapy.Spider,), {"__module__": module})
+    item = script.Book(title="A")
+    encoded = Codec().encode(item)
+    assert encoded.missing == ()
+    assert encoded.item_type == f"{module}.Book"
+    assert same(Codec.from_settings(Settings(), script.Books).decode(encoded.text), item)
+    with pytest.raises(CodecError):
+        Codec.from_settings(Settings(), OwnSpider).decode(encoded.text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "spidercls"), [({}, OwnSpider), ({"SPIDER_MODULES": [__name__]}, None)]
+)
+def test_what_a_script_has_left_is_read_where_that_is_a_module(
+    settings: Any, spidercls: Any
+) -> None:
+    codec = Codec.from_settings(Settings(settings), spidercls)
+    text = '{"$item": "__main__.OwnItem", "fields": {"title": "A"}}'
+    assert same(codec.decode(text), OwnItem(title="A"))
+    with pytest.raises(CodecError, match=r"'__main__\.sys\.path' is no item class"):
+        codec.decode(text.replace("OwnItem", "sys.path"))
 
 
 def test_a_class_from_outside_is_read_once_it_is_listed() -> None:
