@@ -38,9 +38,12 @@ they are not all). A field that is left out is one that was never set.
 
 A tzinfo that is neither a ``timezone`` nor a ``ZoneInfo`` is stored as the offset it had then.
 
-A value with no form stands as ``{"$unstorable": "socket.socket", "repr": "<socket ...>"}``; the
-text or the elements of one that derives from ``str``, ``int``, ``float``, ``list`` or ``dict`` are
-its ``value``. Such a text is read again once something else has been put in its place.
+A value of a class that derives from one of these, or is a number, and may not be built itself
+(bs4's ``NavigableString``, ``numpy.float64``, ``defaultdict``) stands as its base has it, and is
+read back as that. So does a pydantic model such as ``Page[int]``: as a ``Page``.
+
+A value with no form stands as ``{"$unstorable": "socket.socket", "repr": "<socket ...>"}``. Such a
+text is read again once something else has been put in its place.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ import datetime as dt
 import importlib
 import json
 import math
+import numbers
 import operator
 import re
 import reprlib
@@ -119,6 +123,8 @@ class Encoded(NamedTuple):
     """Such as ``bookshop.items.Book``, or ``dict``."""
     missing: tuple[str, ...]
     """An entry for each value that cannot be read again, with its place in the item and why."""
+    changed: tuple[str, ...] = ()
+    """An entry for each class whose values are read back as those of its base."""
 
 
 class Codec:
@@ -151,7 +157,7 @@ class Codec:
         self._modules = tuple(modules)
         self._classes: dict[str, type] = {}
         for entry in item_classes:
-            cls = _item_class(entry)
+            cls = _defined(_item_class(entry))
             self._classes[_name_of(cls)] = cls
             if isinstance(entry, str):
                 self._classes[entry] = cls
@@ -180,19 +186,19 @@ class Codec:
     def encode(self, item: Any) -> Encoded:
         """Write *item*, which is not changed; any value may be given, and nothing is raised."""
         try:
-            plain = _encode_plain(item)
+            plain = _encode_plain(item, self._may_build)
             if plain is not None:
                 return plain
         except Exception:  # of one value, such as a NaN: what can be stored of the others is
             pass
         name = _name_of(type(item))
-        writer = _Writer(self._classes)
+        writer = _Writer(self._classes, self._may_build)
         try:
             text = _dumps(writer.write(item, None))
         except Exception as error:  # such as a RecursionError, from far down the stack
             text = _dumps({"$unstorable": name, "repr": _shown(item)})
             writer.missing = [f"the item: a {name} could not be read ({type(error).__name__})"]
-        return Encoded(text, name, tuple(writer.missing))
+        return Encoded(text, name, tuple(writer.missing), tuple(writer.changed))
 
     def decode(self, text: str) -> Any:
         """Read an item; its constructor and its validators do not run.
@@ -284,6 +290,10 @@ class Codec:
             "text, or the old import path into DEFERKIT_ITEM_CLASSES where that still leads to it"
         )
 
+    def _may_build(self, cls: type) -> bool:
+        name = _name_of(cls)
+        return self._classes.get(name) is cls or (_is_findable(cls) and bool(self._allowed(name)))
+
     def _allowed(self, name: str) -> list[str]:
         """Return under which names the class *name* may be built."""
         script, _, rest = name.partition(".")
@@ -294,14 +304,16 @@ class Codec:
 # ------------------------------------------------------------------------------------- writing
 
 
-def _encode_plain(item: Any) -> Encoded | None:
+def _encode_plain(item: Any, may_build: Callable[[type], bool]) -> Encoded | None:
     """Encode an item whose values JSON has all; ``None``, or an error, where one looks closer."""
     cls: type = type(item)
     if cls is dict:
         name, fields = "dict", item
     else:
         kind = _kind_of(cls)
-        if kind is None or not _is_findable(cls):
+        if kind is None or kind.cls is not cls or not _is_findable(cls):
+            return None
+        if kind.has_base and not may_build(cls):
             return None
         parts = kind.take_apart(item)
         if len(parts) > 1:
@@ -343,9 +355,11 @@ def _is_plain(values: Collection[Any], levels: int) -> bool:
 class _Writer:
     """Makes one item into what JSON has, and notes what has no form."""
 
-    def __init__(self, classes: Mapping[str, type]) -> None:
+    def __init__(self, classes: Mapping[str, type], may_build: Callable[[type], bool]) -> None:
         self.missing: list[str] = []
+        self.changed: dict[str, None] = {}
         self._classes = classes
+        self._may_build = may_build
         self._open: set[int] = set()
         self._begun: set[int] = set()
         self._held: list[Any] = []
@@ -383,6 +397,8 @@ class _Writer:
         if cls is dt.datetime or cls is dt.time:
             return _write_moment(value)
         if Enum in cls.__mro__:
+            if self._comes_as_base(cls, where):
+                return self._write_base(value, cls, where)
             self._check_class(cls, where)
             return _write_enum(value)
         if id(value) not in self._begun:
@@ -400,15 +416,41 @@ class _Writer:
         if cls is OrderedDict:
             return {"$ordereddict": self._write_pairs(value, where)}
         kind = _kind_of(cls)
-        if kind is None:
-            as_base = next((_AS_BASE[base] for base in cls.__mro__ if base in _AS_BASE), None)
-            return self._leave_out(value, where, plain=as_base and as_base(value))
-        self._check_class(cls, where)
+        if kind is None or (kind.has_base and self._comes_as_base(cls, where)):
+            return self._write_base(value, cls, where)
+        self._check_class(kind.cls, where)
+        if kind.cls is not cls:
+            self._note_change(cls, kind.name)
         parts = kind.take_apart(value)
         return {"$item": kind.name} | {
             name: part if name == "set" else self._write_dict(part, where)
             for name, part in parts.items()
         }
+
+    def _comes_as_base(self, cls: type, where: _Where) -> bool:
+        """Check whether a value of *cls* is written as one of its base.
+
+        An item itself keeps its class if listing that is all that is missing: it says which
+        pipelines take the item.
+        """
+        if self._may_build(cls) or _base_of(cls) is None:
+            return False
+        is_foreign = cls.__module__.partition(".")[0] in sys.stdlib_module_names
+        return where is not None or is_foreign or not _is_findable(cls)
+
+    def _write_base(self, value: Any, cls: type, where: _Where) -> Any:
+        base = _base_of(cls)
+        plain = None if base is None else _AS_BASE[base](value)
+        if plain is None or (base in _ABSTRACT and plain != value):
+            return self._leave_out(value, where)
+        self._note_change(cls, type(plain).__name__)
+        self._held.append(plain)  # so that no other value gets its id
+        if type(plain) in _SCALARS:
+            return self.write(plain, where)
+        return self._write_open(plain, type(plain), where)
+
+    def _note_change(self, cls: type, base: str) -> None:
+        self.changed[f"{_name_of(cls)} is read back as {base}"] = None
 
     def _check_class(self, cls: type, where: _Where) -> None:
         if not _is_findable(cls) and self._classes.get(name := _name_of(cls)) is not cls:
@@ -442,18 +484,12 @@ class _Writer:
         return self._leave_out(value, where, why, shown=_shown(value, _outliner))
 
     def _leave_out(
-        self, value: Any, where: _Where, why: str = "", plain: Any = None, shown: str = ""
+        self, value: Any, where: _Where, why: str = "", shown: str = ""
     ) -> dict[str, Any]:
         name = _name_of(type(value))
         described = f"a {name} {why}".rstrip()
         self.missing.append(f"{_path(where)}: {described} has no stored form")
-        if type(plain) is list or type(plain) is dict:
-            self._held.append(plain)  # so that no other value gets its id
-            shown = _shown(plain, _outliner)
-        row = {"$unstorable": name, "repr": shown or _shown(value)}
-        if plain is not None:
-            row["value"] = self.write(plain, where)
-        return row
+        return {"$unstorable": name, "repr": shown or _shown(value)}
 
 
 def _write_moment(value: dt.datetime | dt.time) -> dict[str, Any]:
@@ -481,14 +517,44 @@ def _write_enum(value: Any) -> dict[str, Any]:
     return {"$enum": _name_of(cls), "name": [each._name_ for each in dict.fromkeys(parts)]}
 
 
+def _from_elements(base: Any) -> Callable[[Any], Any]:
+    return lambda value: base(base.__iter__(value))
+
+
+_ABSTRACT: dict[type, Callable[[Any], Any]] = {
+    numbers.Integral: operator.index,
+    numbers.Real: float,  # if it is equal: a Fraction may not be
+}
+
 _AS_BASE: dict[type, Callable[[Any], Any]] = {
     str: str.__str__,
     int: int.__int__,
     float: float.__float__,
+    complex: complex.__pos__,
+    Decimal: Decimal,
+    dt.datetime: lambda value: dt.datetime.combine(
+        dt.datetime.date(value), dt.datetime.timetz(value)
+    ),
+    dt.date: lambda value: dt.datetime.combine(value, dt.time.min).date(),
+    dt.time: lambda value: dt.datetime.combine(dt.date.min, value).timetz(),
+    dt.timedelta: dt.timedelta.__pos__,
+    UUID: lambda value: UUID(int=value.int),
+    type(Path()): Path,
+    PurePosixPath: PurePosixPath,
+    PureWindowsPath: PureWindowsPath,
     list: list.copy,
     dict: dict.copy,
+    OrderedDict: lambda value: OrderedDict(OrderedDict.items(value)),
+    **{base: _from_elements(base) for base in (bytes, bytearray, tuple, set, frozenset)},
+    **_ABSTRACT,
 }
-"""What a value of a class without a form is in the words of its base class."""
+"""What a value of a class without a form is in the words of its base, past code of the class."""
+
+
+@lru_cache(maxsize=1024)
+def _base_of(cls: type) -> type | None:
+    nearest = next((base for base in cls.__mro__ if base in _AS_BASE), None)
+    return nearest or next((base for base in _ABSTRACT if issubclass(cls, base)), None)
 
 
 # --------------------------------------------------------------------------- the kinds of items
@@ -501,6 +567,8 @@ class _Kind:
     """
 
     parts: frozenset[str] = frozenset({"fields", "attributes"})
+    has_base = False
+    """Whether its items are values of a class that has a form."""
 
     def __init__(self, cls: Any, fields: Iterable[str] = ()) -> None:
         self.cls = cls
@@ -626,6 +694,8 @@ class _ScrapyItem(_Kind):
 
 
 class _NamedTuple(_Kind):
+    has_base = True
+
     def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
         return dict(zip(self.fields, tuple.__iter__(item), strict=True)), self.state(item)
 
@@ -638,6 +708,8 @@ class _NamedTuple(_Kind):
 
 class _DictClass(_Kind):
     """Classes that derive from dict, whose keys are their fields."""
+
+    has_base = True
 
     def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
         return dict.copy(item), self.state(item)
@@ -654,6 +726,7 @@ _ATTRS_HASH = "_attrs_cached_hash"
 @lru_cache(maxsize=1024)
 def _kind_of(cls: Any) -> _Kind | None:
     """Give the kind of item that *cls* is; ``None`` for a class that is no item's."""
+    cls = _defined(cls)
     bases = cls.__mro__
     if Enum in bases:
         return None
@@ -702,6 +775,13 @@ def _name_of(cls: type) -> str:
         return _storable(f"{module}{cls.__qualname__}")
     except Exception:  # a metaclass may do anything
         return "class without a name"
+
+
+def _defined(cls: type) -> type:
+    """Return the class that a name leads to, which of the model ``Page[int]`` is ``Page``."""
+    generic = getattr(cls, "__pydantic_generic_metadata__", None)
+    origin = generic.get("origin") if isinstance(generic, dict) else None
+    return origin if isinstance(origin, type) else cls
 
 
 def _storable(text: str) -> str:
@@ -907,7 +987,7 @@ def _flags(flags: Iterable[Any], members: Mapping[str, Any]) -> Any:
 def _refuse_unstorable(codec: Codec, row: dict[str, Any], where: _Where) -> Any:
     raise UnstorableValue(
         f"{_path(where)}: a {row['$unstorable']} had no stored form, {row.get('repr')}; put in "
-        'its place what it should be: its "value", if it has one, or a value of your own'
+        "its place what it should be"
     )
 
 
@@ -934,5 +1014,5 @@ _TAGS: dict[str, _Tag] = {
         '{"$item": "bookshop.items.Book", "fields": {"title": "A"}}',
         tuple(_Model.parts),
     ),
-    "$unstorable": _Tag(_refuse_unstorable, "a value", ("repr", "value")),
+    "$unstorable": _Tag(_refuse_unstorable, "a value", ("repr",)),
 }

@@ -223,17 +223,20 @@ class Delivery:
             text = json.dumps({"$unstorable": "item that cannot be read", "repr": why})
             return Encoded(text, "unknown", (f"the item cannot be read: {why}",))
 
-    def _tell_of_gaps(self, encoded: Encoded) -> None:
+    def _tell_of_form(self, encoded: Encoded) -> None:
         for missing in encoded.missing:
             self._tell_once(
+                logging.ERROR,
                 f"A value of a failed item has no stored form, so its row has a gap: {missing}. "
-                "Put a value in its place before it is replayed: scrapy deferkit dead-letters edit"
+                "Put a value in its place before it is replayed: scrapy deferkit dead-letters edit",
             )
+        for changed in encoded.changed:
+            self._tell_once(logging.WARNING, f"In failed items, {changed}.")
 
-    def _tell_once(self, message: str) -> None:
+    def _tell_once(self, level: int, message: str) -> None:
         if message not in self._told and len(self._told) < 100:
             self._told.add(message)
-            self._log(logging.ERROR, "%s", message)
+            self._log(level, "%s", message)
 
     # ------------------------------------------------------------------------------ how they end
 
@@ -252,7 +255,7 @@ class Delivery:
         keyed = self._keyed_id(encoded) if letter is None else None
         letter_id = letter.id if letter else keyed or f"{self.run}-{next(self._numbers)}"
         if letter is None:
-            self._tell_of_gaps(encoded)
+            self._tell_of_form(encoded)
         failed = self._failed(
             letter_id, visit.stage, encoded, visit.page_url, step_of(error), error
         )
@@ -324,7 +327,7 @@ class Delivery:
             stage=stage,
             item=encoded.text,
             item_type=encoded.item_type,
-            missing="; ".join(encoded.missing) or None,
+            missing="; ".join(encoded.missing + encoded.changed) or None,
             page_url=None if page_url is None else without_password(_text(page_url) or ""),
             step=step,
             error_type=type_of(error),

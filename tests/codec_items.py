@@ -7,7 +7,7 @@ import enum
 import functools
 import os  # noqa: F401 - rows name it
 from subprocess import Popen  # noqa: F401 - rows name it
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import attrs
 import pydantic
@@ -116,6 +116,14 @@ class Sparse(pydantic.BaseModel):
 
 
 Reference = pydantic.create_model("Reference", __module__=__name__, **{"$ref": (Any, None)})
+
+
+_T = TypeVar("_T")
+
+
+class Page(pydantic.BaseModel, Generic[_T]):
+    first: _T
+    _private: Any = None
 
 
 class Root(pydantic.RootModel[Any]):

@@ -111,3 +111,23 @@ async def test_a_gap_is_told_once_and_when_the_item_becomes_a_letter(
         assert letter.missing
         with pytest.raises(UnstorableValue):
             delivery.codec.decode(letter.item)
+
+
+class Title(str):
+    __slots__ = ()
+
+
+async def test_a_class_that_is_read_back_as_its_base_is_told_once_and_in_the_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"sqlite:///{tmp_path}/letters.sqlite"
+    crawler = mock_crawler({"DEFERKIT_DEAD_LETTERS_URL": url})
+    crawl = crawl_of(crawler)
+    crawl.delivery = delivery = Delivery(crawler, Config.from_settings(crawler.settings))
+    for _ in range(2):
+        await Visit(crawl, PIPELINES, {"title": Title("A")}, None).failed(Broken())
+    await delivery.close()
+    told = f"{__name__}.Title is read back as str"
+    assert caplog.messages == [f"In failed items, {told}."]
+    rows = [(letter.item, letter.missing) for letter in DeadLetters(url).select()]
+    assert rows == [('{"title": "A"}', told)] * 2
