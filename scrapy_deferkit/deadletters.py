@@ -94,6 +94,7 @@ _letters = sa.Table(
     sa.Column("first_failed_at", _TEXT, nullable=False),
     sa.Column("failed_at", _TEXT, nullable=False),
     sa.Column("leased_by", _TEXT),
+    sa.Column("leased_at", _TEXT, index=True),
     sa.Column("leased_until", _TEXT, index=True),
     sa.Column("tried_by", _TEXT),
     sa.Column("tried_at", _TEXT),
@@ -213,13 +214,18 @@ class DeadLetters:
         with self._transaction(write=True, create=True) as connection:
             _put_tracebacks(connection, failures)
             insert = _insert(connection, _letters)
-            for replaces, names in ((False, _ATTEMPT), (True, _REPLACED)):
+            excluded, there = insert.excluded.failed_at, _columns.failed_at
+            # What replaces another is the later one, whatever the clocks say.
+            for replaces, names, is_new in (
+                (False, _ATTEMPT, excluded > there),
+                (True, _REPLACED, excluded != there),
+            ):
                 rows = [_row_of(failure) for failure in failures if failure.replaces is replaces]
                 changed = {name: insert.excluded[name] for name in names}
                 statement = insert.on_conflict_do_update(
                     index_elements=[_columns.id],
                     set_={**changed, "attempts": _one_more},
-                    where=insert.excluded.failed_at > _columns.failed_at,
+                    where=is_new,
                 )
                 if rows:
                     connection.execute(statement, rows)
@@ -271,22 +277,23 @@ class DeadLetters:
         """
         this = _columns.id == letter_id
         with self._transaction(write=True) as connection:
-            held = _columns.leased_until > _now(connection)
+            held = _columns.leased_until > self._lease_time(connection)
             lease = sa.select(_columns.leased_by, _columns.leased_until, held.label("held"))
             found = connection.execute(lease.where(this).with_for_update()).one_or_none()
-            if found is None:
-                raise DeadLettersError(
-                    f"There is no dead letter {letter_id} at {self.url}: "
-                    "it has been delivered or deleted."
-                )
-            if found.held:
-                raise DeadLettersError(
-                    f"The dead letter {letter_id} at {self.url} is being replayed by "
-                    f"{found.leased_by}: edit it when that is over, or after {found.leased_until}."
-                )
-            edited = {"item": item, "item_type": item_type, "missing": None}
-            edited |= {"tried_by": None, "tried_at": None}
-            connection.execute(sa.update(_letters).where(this).values(edited))
+            if found is not None and not found.held:
+                edited = {"item": item, "item_type": item_type, "missing": None}
+                edited |= {"tried_by": None, "tried_at": None}
+                connection.execute(sa.update(_letters).where(this).values(edited))
+        if found is None:
+            raise DeadLettersError(
+                f"There is no dead letter {letter_id} at {self.url}: "
+                "it has been delivered or deleted."
+            )
+        if found.held:
+            raise DeadLettersError(
+                f"The dead letter {letter_id} at {self.url} is being replayed by "
+                f"{found.leased_by}: edit it when that is over, or after {found.leased_until}."
+            )
 
     def delete(self, selection: Selection, limit: int | None = None) -> int:
         """Delete the letters of *selection*, or the *limit* oldest failures of them.
@@ -311,9 +318,13 @@ class DeadLetters:
         given once more, so runs come to an end. Those whose owner let its lease end come last.
         """
         with self._transaction(write=True) as connection:
-            now = _now(connection)
-            begun = self._first_taken_at.setdefault(owner, now)
-            others = sa.and_(_columns.tried_by != owner, _columns.tried_at < begun)
+            now = self._lease_time(connection)
+            begun = min(now, self._first_taken_at.get(owner, now))
+            self._first_taken_at[owner] = begun
+            tried_before = _columns.tried_at < begun
+            if self._file is not None:  # the clock may have been set back since
+                tried_before |= _columns.tried_at > now
+            others = sa.and_(_columns.tried_by != owner, tried_before)
             due = (*_where(selection), sa.or_(_columns.tried_by.is_(None), others))
             ended = sa.and_(_columns.leased_by != owner, _columns.leased_until <= now)
             rows: list[Mapping[Any, Any]] = []
@@ -325,14 +336,33 @@ class DeadLetters:
             until = now + timedelta(seconds=lease_seconds)
             lease: dict[str, Any] = {"leased_by": owner, "leased_until": until}
             for some in _in_pages(row["id"] for row in rows):
-                connection.execute(sa.update(_letters).where(some).values(lease))
+                connection.execute(sa.update(_letters).where(some).values(**lease, leased_at=now))
             return [replace(_letter_of(row), **lease) for row in rows]
+
+    def _lease_time(self, connection: Connection) -> datetime:
+        """Return the time by which leases end.
+
+        On SQLite it is the host's: if that was set back, leases that have begun later than now last
+        as long from now on, so that one that died does not hold its letters until the clock has
+        caught up, and one that lives keeps them until it renews its lease.
+        """
+        now = _now(connection)
+        if self._file is None:
+            return now
+        ahead = sa.select(_columns.leased_at, _columns.leased_until).distinct()
+        for begin, end in connection.execute(ahead.where(_columns.leased_at > now)).all():
+            with suppress(TypeError, ValueError):  # somebody has garbled it
+                lease = {"leased_at": now, "leased_until": now + (_time(end) - _time(begin))}
+                this = (_columns.leased_at == begin, _columns.leased_until == end)
+                connection.execute(sa.update(_letters).where(*this).values(lease))
+        return now
 
     def renew(self, owner: str, ids: Iterable[str], lease_seconds: float) -> set[str]:
         """Lease *ids* to *owner* for longer; return those that are still its own."""
         with self._transaction(write=True) as connection:
-            until = _now(connection) + timedelta(seconds=lease_seconds)
-            lease = sa.update(_letters).values(leased_until=until)
+            now = _now(connection)
+            until = now + timedelta(seconds=lease_seconds)
+            lease = sa.update(_letters).values(leased_at=now, leased_until=until)
             return _execute_on_held(connection, lease, owner, ids)
 
     def delivered(self, owner: str, ids: Iterable[str]) -> set[str]:
@@ -360,7 +390,7 @@ class DeadLetters:
         with self._transaction(write=True) as connection:
             _put_tracebacks(connection, failures)
             statement = sa.update(_letters).where(ours)
-            statement = statement.values(attempts=_one_more, leased_by=None, leased_until=None)
+            statement = statement.values(attempts=_one_more, **_NO_LEASE)
             statement = statement.values(tried_by=owner, tried_at=_now(connection))
             connection.execute(
                 statement, [{"letter": each.id, **_attempt_of(each)} for each in failures]
@@ -370,7 +400,7 @@ class DeadLetters:
         """Give up the leases of *owner*, whose run has been stopped; return how many they were."""
         with self._transaction(write=True) as connection:
             held = sa.update(_letters).where(_columns.leased_by == owner)
-            return connection.execute(held.values(leased_by=None, leased_until=None)).rowcount
+            return connection.execute(held.values(_NO_LEASE)).rowcount
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -473,6 +503,7 @@ def _host_time() -> datetime:
     return datetime.now(timezone.utc)
 
 
+_NO_LEASE: dict[str, Any] = dict.fromkeys(("leased_by", "leased_at", "leased_until"))
 _ATTEMPT = ("stage", "step", "error_type", "error", "traceback_key", "failed_at")
 _REPLACED = set(_columns.keys()) - {"id", "attempts", "first_failed_at"}
 

@@ -8,9 +8,10 @@ from datetime import datetime, timedelta, timezone
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from twisted.internet.task import Clock
 
 from scrapy_deferkit import deadletters
-from scrapy_deferkit.deadletters import DeadLetters, Selection
+from scrapy_deferkit.deadletters import DeadLetters, DeadLettersError, Selection
 
 from .failures import at, database, failed, run_sql
 
@@ -164,6 +165,82 @@ def test_the_time_of_a_lease_is_the_databases(
     monkeypatch.setattr(deadletters, "_host_time", lambda: tomorrow)
     # SQLite has no clock but the host's.
     assert take(letters, "run 2") == (["a"] if url.startswith("sqlite") else [])
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the host, which SQLite goes by."""
+    clock = Clock()
+    monkeypatch.setattr(deadletters, "_host_time", lambda: at(clock.seconds()))
+    return clock
+
+
+def test_a_lease_lasts_no_longer_since_the_clock_was_set_back(
+    sqlite_url: str, clock: Clock
+) -> None:
+    letters = DeadLetters(sqlite_url)
+    letters.put([failed("a"), failed("b"), failed("c")])
+    clock.advance(86400)
+    assert take(letters, "dead", limit=1, seconds=60) == ["a"]
+    assert take(letters, "alive", limit=1, seconds=90) == ["b"]
+    clock.advance(-86400)
+    assert take(letters, "third") == ["c"]  # the others may be at work
+    assert letters.renew("alive", ["b"], 90) == {"b"}
+    clock.advance(61)
+    assert take(letters, "third") == ["a"]
+    clock.advance(30)
+    assert take(letters, "fourth") == ["b", "c"]
+
+
+def test_a_letter_that_nobody_holds_any_more_can_be_edited_though_the_clock_was_set_back(
+    sqlite_url: str, clock: Clock
+) -> None:
+    letters = DeadLetters(sqlite_url)
+    letters.put([failed("a")])
+    clock.advance(86400)
+    take(letters, "dead", seconds=60)
+    clock.advance(-86400)
+    with pytest.raises(DeadLettersError, match="being replayed by dead"):
+        letters.edit("a", "{}", "builtins.dict")
+    clock.advance(61)
+    letters.edit("a", "{}", "builtins.dict")
+
+
+def test_what_has_failed_before_the_clock_was_set_back_is_tried_by_a_later_run(
+    sqlite_url: str, clock: Clock
+) -> None:
+    letters = DeadLetters(sqlite_url)
+    letters.put([failed("a"), failed("b")])
+    clock.advance(86400)
+    for owner in ("run 1", "run 2"):
+        (taken,) = take(letters, owner, limit=1)
+        letters.failed_again(owner, [failed(taken, 60)])
+        clock.advance(-1000)
+    assert take(letters, "run 3") == ["a", "b"]
+
+
+def test_two_runs_come_to_an_end_though_the_clock_was_set_back(
+    sqlite_url: str, clock: Clock
+) -> None:
+    letters = DeadLetters(sqlite_url)
+    letters.put([failed(str(number)) for number in range(4)])
+    clock.advance(86400)
+    seen = []
+    for number in range(40):
+        for owner in ("run 1", "run 2"):
+            ids = take(letters, owner, 1)
+            letters.failed_again(owner, [failed(each, 60) for each in ids])
+            seen += ids
+            clock.advance(-50000 if number == 0 else 1)
+    assert len(seen) <= 8
+
+
+def test_a_lease_whose_time_somebody_has_garbled_stops_no_other(sqlite_url: str) -> None:
+    letters = DeadLetters(sqlite_url)
+    letters.put([failed("a"), failed("b")])
+    take(letters, "run 1", limit=1)
+    run_sql(sqlite_url, "UPDATE deferkit_dead_letters SET leased_at = 'zzz' WHERE id = 'a'")
+    assert take(letters, "run 2") == ["b"]
 
 
 def test_rows_that_another_transaction_holds_are_stepped_over(postgres_url: str) -> None:

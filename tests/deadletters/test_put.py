@@ -211,7 +211,7 @@ def test_a_failure_that_replaces_another_of_its_id_takes_its_place(letters: Dead
     letters.take(Selection(ids=["a"]), 1, "me", 60)
     later = failed("a", 60, item='{"title": "new"}', page_url="u", missing="m", error="e")
     letters.put([replace(later, replaces=True), failed("b", 60, item="other")])
-    letters.put([failed("a", 30, replaces=True, item="{}")])  # comes late
+    letters.put([replace(later, replaces=True)])  # is the same one
     letter = letters.get("a")
     assert letter is not None
     assert (letter.item, letter.page_url, letter.missing) == ('{"title": "new"}', "u", "m")
@@ -219,3 +219,13 @@ def test_a_failure_that_replaces_another_of_its_id_takes_its_place(letters: Dead
     assert letters.delivered("me", ["a"]) == set()  # what it has delivered was the earlier one
     assert [it.id for it in letters.take(ALL, 10, "other", 60)] == ["a", "b"]
     assert letters.get("b").item == failed("b").item  # type: ignore[union-attr]
+
+
+def test_what_replaces_a_letter_does_so_though_the_clock_was_set_back(
+    letters: DeadLetters,
+) -> None:
+    letters.put([failed("a", 60)])
+    letters.put([failed("a", 30, replaces=True, item="{}")])
+    letter = letters.get("a")
+    assert letter is not None
+    assert (letter.item, letter.failed_at) == ("{}", at(30))
