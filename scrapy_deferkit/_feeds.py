@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from scrapy import signals
 from w3lib.url import file_uri_to_path
 
+from ._secrets import without_password
 from .exceptions import JobError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Feeds:
                 self._log(
                     "The feed %s is not covered by the job in %s, since %s: after a death it may "
                     "lack items, or have half of one",
-                    uri,
+                    without_password(uri),
                     folder,
                     why_not,
                 )

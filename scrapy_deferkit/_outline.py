@@ -6,9 +6,11 @@ import io
 import pickle
 from typing import Any, NamedTuple
 
+from ._secrets import without_password
+
 
 class Outline(NamedTuple):
-    """The method and the URL of a request; ``None`` if they cannot be read."""
+    """The method of a request and its URL without a password; ``None`` if they cannot be read."""
 
     method: str | None
     url: str | None
@@ -21,7 +23,10 @@ class Outline(NamedTuple):
             method, url = stored["method"], stored["url"]
         except Exception:  # what is damaged may raise anything
             return cls(None, None)
-        return cls(*(text if isinstance(text, str) else None for text in (method, url)))
+        return cls(
+            method if isinstance(method, str) else None,
+            without_password(url) if isinstance(url, str) else None,
+        )
 
     def __str__(self) -> str:
         return f"{self.method or 'a request'} {self.url or 'that cannot be read'}"

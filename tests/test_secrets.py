@@ -12,6 +12,7 @@ import pytest
 
 from scrapy_deferkit import StackConfigError
 from scrapy_deferkit._config import Config
+from scrapy_deferkit._feeds import Feeds
 from scrapy_deferkit._jobfile import Batch, JobFile
 from scrapy_deferkit.deadletters import DeadLetters
 from scrapy_deferkit.exceptions import DeadLettersError
@@ -165,3 +166,14 @@ def test_the_files_of_letters_and_of_jobs_are_their_owners_alone(tmp_path: Path)
     of_letters = {"dead.db", "dead.db-wal", "dead.db-shm"}
     of_jobs = {"deferkit.lock", "deferkit.sqlite", "deferkit.sqlite-wal", "deferkit.work"}
     assert of_letters | of_jobs < set(modes)
+
+
+@pytest.mark.no_runtime
+def test_a_feed_that_is_not_covered_is_named_without_its_password(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    feeds = {"ftp://me:s3cret@host/a.jsonl": {"format": "jsonlines"}}
+    found: Any = None  # is not asked for a feed that is not covered
+    assert Feeds(mock_crawler({"FEEDS": feeds})).resume(found, tmp_path) == []
+    assert "The feed ftp://me:***@host/a.jsonl is not covered" in caplog.text
+    assert "s3cret" not in caplog.text.partition("The feed ")[2]

@@ -203,6 +203,11 @@ def test_looking_leaves_the_folder_as_it_was(job: Job) -> None:
     assert {path.name: path.read_bytes() for path in job.folder.iterdir()} == before
 
 
+def test_a_request_is_outlined_without_the_password_in_its_url() -> None:
+    data = stored("https://me:s3cret@shop.example:8080/@me")
+    assert Outline.of(data) == ("GET", "https://me:***@shop.example:8080/@me")
+
+
 def test_a_request_is_outlined_without_what_its_project_has(job: Job) -> None:
     values = {"meta": {"at": Bookmark(3), Bookmark: [Bookmark(4)]}, "flags": Codec()}
     data = stored("https://shop.example/", **values).replace(b"test_job", b"no_where")
