@@ -50,6 +50,7 @@ _COUNTED = {
     signals.item_scraped: "scraped",
     signals.item_dropped: "dropped",
     signals.item_error: "failed",
+    signals.spider_error: "callback_errors",
 }
 _STATS = {
     "kept": "deferkit/items/dead_lettered",
@@ -188,9 +189,13 @@ class Watch:
         if figures["not_kept"]:
             parts.append(f"{figures['not_kept']} not kept: they are in the log")
         if figures["set_aside"]:
-            parts.append(f"{figures['set_aside']} requests set aside: scrapy deferkit job JOBDIR")
+            parts.append(f"{figures['set_aside']} set aside: scrapy deferkit job JOBDIR")
+        if figures["callback_errors"]:
+            parts.append(
+                f"errors in callbacks, whose items are missing: {figures['callback_errors']}"
+            )
         if figures["item_errors"]:
-            parts.append(f"{figures['item_errors']} errors outside the pipelines")
+            parts.append(f"errors outside the pipelines: {figures['item_errors']}")
         if self._reason != "finished":
             parts.append(f"closed early ({self._reason or 'by force'})")
         return f"{self._name}: {'; '.join(parts)}"
@@ -199,7 +204,8 @@ class Watch:
         """Return how it stands now, for a terminal."""
         from rich.text import Text
 
-        counts = ", ".join(f"{self._counts[name]} {name}" for name in _COUNTED.values())
+        names = ("responses", "scraped", "dropped", "failed")
+        counts = ", ".join(f"{self._counts[name]} {name}" for name in names)
         minutes, seconds = divmod(int(monotonic() - self._began), 60)
         text = f"{self._name}: {counts}, {minutes}:{seconds:02}"
         return Text(text, no_wrap=True, overflow="ellipsis")

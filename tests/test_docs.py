@@ -234,7 +234,7 @@ def test_the_first_screen_has_what_a_new_user_looks_for_in_this_order() -> None:
             "`pip install scrapy-deferkit`",
             'ADDONS = {"scrapy_deferkit.Addon": 500}',
             "Items of books: ",
-            "minute to install",
+            "or two to install",
             "scrapy crawl books\n",
             "five minutes",
             "python -m tests\n",

@@ -145,7 +145,7 @@ def test_the_readme_shows_the_report_that_the_crawl_prints(crawls: dict[str, Cra
 
 def outline(report: str) -> list[str]:
     """Give the lines of *report* without what differs from one crawl to another."""
-    lines = [re.sub(r"127\S+|\d+( [µm]?s|%|\b)|-+", "", line) for line in report.splitlines()]
+    lines = [re.sub(r"127\S+|\d+( [µm]?s\b|%|\b)|-+", "", line) for line in report.splitlines()]
     return [re.split(r"(?<=\S)  ", line)[0].rstrip(" .") for line in lines if line.strip(" .")]
 
 

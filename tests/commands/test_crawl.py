@@ -29,6 +29,7 @@ SENT: dict[str, tuple[object, dict[str, Any]]] = {
     "scraped": (signals.item_scraped, {"item": {}}),
     "dropped": (signals.item_dropped, {"item": {}}),
     "failed": (signals.item_error, {"item": {}}),
+    "broken": (signals.spider_error, {}),
 }
 
 
@@ -86,11 +87,16 @@ async def test_the_last_line_tells_what_to_do() -> None:
         "books: 1 delivered, 0 dropped, 2 failed; 2 kept: scrapy deferkit dead-letters"
     )
     watch = await watched(
-        *("opened", "failed"), reason="item_failures", items__not_dead_lettered=1, job__set_aside=3
+        *("opened", "failed", "broken"),
+        reason="item_failures",
+        items__not_dead_lettered=1,
+        job__set_aside=3,
+        items__errors=4,
     )
     assert watch.text() == (
         "books: 0 delivered, 0 dropped, 1 failed; 1 not kept: they are in the log; "
-        "3 requests set aside: scrapy deferkit job JOBDIR; closed early (item_failures)"
+        "3 set aside: scrapy deferkit job JOBDIR; errors in callbacks, whose items are missing: 1; "
+        "errors outside the pipelines: 4; closed early (item_failures)"
     )
     watch = await watched("opened", reason=None)
     assert watch.text().endswith("closed early (by force)")
@@ -195,6 +201,7 @@ def test_a_crawl_tells_a_program_how_it_has_ended(
         "scraped": 1,
         "dropped": 1,
         "failed": 2,
+        "callback_errors": 0,
         "kept": 2,
         "not_kept": 0,
         "set_aside": 0,
