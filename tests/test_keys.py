@@ -76,7 +76,6 @@ def id_of(item: Any, key: Any = "sku", spider: str = "shop") -> str | None:
         Item,
         Book,
         collections.OrderedDict,
-        collections.namedtuple("Pair", "sku shop"),
         lambda **fields: {**fields, 5: "a key that is no text"},
         lambda **fields: collections.defaultdict(list, fields),
     ],

@@ -829,9 +829,10 @@ async def test_a_page_that_was_downloaded_in_its_callback_is_crawled_again(
 
 class Pausing(Linking):
     def parse(self, response: Any) -> Any:
-        yield from super().parse(response)
         if not self.is_mended:
             self.crawler.engine.pause()
+        yield from super().parse(response)
+        if not self.is_mended:
             close_spider(self.crawler, "enough")
 
 
