@@ -63,6 +63,7 @@ class Visit:
         "_crawl",
         "_release",
         "asks",
+        "began",
         "has_ended",
         "has_left",
         "is_taken",
@@ -90,6 +91,8 @@ class Visit:
         self.letter = letter
         is_kept = letter is None and crawl.delivery is not None
         self._as_entered = crawl.delivery.copy(item) if is_kept else None
+        self.began = 0.0
+        """When the item processor has got it; set where steps are timed."""
         self._release: Callable[[Visit], object] | None = None
         self.is_taken = self.has_ended = self.has_left = self.asks = False
 

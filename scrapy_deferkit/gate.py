@@ -301,11 +301,6 @@ class ItemGate:
                 return
         page = None if visit.page_url is None else Response(visit.page_url)
         await scraper.start_itemproc_async(visit.item, response=page)
-        if not visit.is_taken:
-            raise DeferKitError(
-                "ITEM_PROCESSOR has processed another object than the item that came, so it is not "
-                "known what became of the dead letter, which stays"
-            )
 
     def _note_error(self, visit: Visit, error: BaseException) -> None:
         logger.error(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections import Counter, deque
 from collections.abc import Generator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from operator import length_hint
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from scrapy.exceptions import DropItem
+from scrapy.exceptions import DropItem, ScrapyDeprecationWarning
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.pipelines.media import MediaPipeline
 from scrapy.settings import Settings
@@ -26,6 +28,7 @@ from ._engine import (
     advance,
     is_pending,
     not_stopping,
+    resolve,
     resume,
     settled,
     shield,
@@ -65,6 +68,9 @@ _ERRORS: tuple[type[BaseException], ...] = (Exception, *CANCELLED)
 _NO_ARGUMENTS: dict[str, Any] = {}
 _LOOK_AGAIN_AFTER = 0.1
 
+_outer_visit: ContextVar[Visit | None] = ContextVar("deferkit_outer_visit", default=None)
+"""The item that a method of a subclass has, which may call this class's; it ends with that."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Pipeline:
@@ -92,6 +98,10 @@ class DeferKitItemProcessor(ItemPipelineManager):
 
     Of an item that comes from the gate (:mod:`scrapy_deferkit.gate`) it knows the page. One that
     comes another way, submitted by a pipeline say, is processed all the same.
+
+    A subclass may override ``process_item_async()``: the item ends with what that returns or
+    raises. One that overrides ``process_item()``, ``open_spider()`` or ``close_spider()`` alone, as
+    before Scrapy 2.14, is served, with Scrapy's deprecation warning.
 
     Raises :exc:`~scrapy_deferkit.exceptions.StackConfigError` if a setting is wrong.
     """
@@ -127,6 +137,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             self._crawl.on_failed = self._on_failed
             given = spider_arguments(crawler)
             self._crawl.spider_arguments = shown_arguments(given, config.secrets)
+        self._own_process_item: Callable[[Any], Any] | None = None
+        self._serve_subclass()
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Any:
@@ -134,6 +146,75 @@ class DeferKitItemProcessor(ItemPipelineManager):
         if Config.from_settings(crawler.settings).step_stats:
             StepStats.of(crawler)
         return super().from_crawler(crawler)
+
+    def _serve_subclass(self) -> None:
+        """Have what a subclass overrides called, under its old name too."""
+        cls, base = type(self), DeferKitItemProcessor
+        old = {
+            name
+            for name in ("open_spider", "process_item", "close_spider")
+            if getattr(cls, name) is not getattr(base, name)
+            and getattr(cls, f"{name}_async") is getattr(base, f"{name}_async")
+        }
+        for name in sorted(old):
+            warnings.warn(
+                f"{global_object_name(cls)} overrides {name}() but doesn't override "
+                f"{name}_async(). This is deprecated: rename it, and take its spider from "
+                "self.crawler.spider.",
+                ScrapyDeprecationWarning,
+                stacklevel=3,
+            )
+        if "open_spider" in old:
+            self.open_spider_async = self._serving(self.open_spider, self.open_spider_async)  # type: ignore[method-assign]
+        if "close_spider" in old:
+            self.close_spider_async = self._serving(self.close_spider, self.close_spider_async)  # type: ignore[method-assign]
+        self._old_names = old
+        if "process_item" in old:
+            process_item = self.process_item
+            self._own_process_item = lambda item: process_item(item, self._spider)
+            self.process_item = lambda item, spider: to_deferred(self._process_own(item))  # type: ignore[method-assign]
+        elif cls.process_item_async is not base.process_item_async:
+            self._own_process_item = self.process_item_async
+        if self._own_process_item is not None:
+            self.process_item_async = self._process_own  # type: ignore[method-assign]
+
+    def _serving(self, method: Callable[[Any], Any], base: Callable[[], Any]) -> Callable[[], Any]:
+        is_within = False
+
+        async def serve() -> None:
+            nonlocal is_within
+            if is_within:  # it calls the new name
+                await base()
+            else:
+                is_within = True
+                await resolve(method(self._spider))
+
+        return serve
+
+    def open_spider(self, spider: Any) -> Deferred[Any]:
+        """Open the pipelines: what a subclass with this old name calls."""
+        return self._under_old_name("open_spider", spider)
+
+    def process_item(self, item: Any, spider: Any) -> Deferred[Any]:
+        """Process *item*: what a subclass with this old name calls."""
+        return self._under_old_name("process_item", spider, item)
+
+    def close_spider(self, spider: Any) -> Deferred[Any]:
+        """Close the pipelines: what a subclass with this old name calls."""
+        return self._under_old_name("close_spider", spider)
+
+    def _under_old_name(self, name: str, spider: Any, *args: Any) -> Deferred[Any]:
+        warnings.warn(
+            f"{global_object_name(type(self))}.{name}() is deprecated, use {name}_async() instead.",
+            ScrapyDeprecationWarning,
+            stacklevel=3,
+        )
+        self._set_compat_spider(spider)
+        name = f"{name}_async"
+        if getattr(type(self), name) is getattr(DeferKitItemProcessor, name):
+            # Not the instance's: what a subclass has under the old name alone comes from there.
+            return to_deferred(getattr(DeferKitItemProcessor, name)(self, *args))
+        return to_deferred(getattr(self, name)(*args))
 
     def _add_middleware(self, mw: Any) -> None:
         super()._add_middleware(mw)
@@ -204,14 +285,12 @@ class DeferKitItemProcessor(ItemPipelineManager):
         Raises what a pipeline raises, once that is a dead letter, and
         :exc:`~scrapy_deferkit.exceptions.StepTimeout` after ``DEFERKIT_ITEM_TIMEOUT``.
         """
-        visit = Visit.taken(item)
-        if is_unannounced := visit is None:
-            parent = current_visit.get()
-            request = None if parent is None else parent.request
-            visit = Visit(self._crawl, PIPELINES, item, None, request=request)
-            self._crawl.items.begin()
-        items = self._items
-        began = 0.0 if items is None else items.begin()
+        outer = None if self._own_process_item is None else _outer_visit.get()
+        if outer is None:
+            visit = self._enter(item)
+        else:
+            visit = outer
+            _outer_visit.set(None)  # what a pipeline submits is an item of its own
         wait: _Wait | None = None
         left: Iterator[Any]
         calls: Iterator[Callable[[Any], Any]]
@@ -228,7 +307,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
             value, kind = advance(calls, item, (), _NO_ARGUMENTS)
             if kind:
                 waits: Waits = {}
-                outer = watch_waits(waits)
+                watched = watch_waits(waits)
                 nothing = partial(self._nothing_returned, left) if self._none_is_failure else None
                 work = resume(calls, value, nothing)
                 try:
@@ -242,21 +321,44 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 except StopIteration as done:
                     value = done.value
                 finally:
-                    watch_waits(outer)
+                    watch_waits(watched)
                     if wait is not None:
                         self._watchdog.end(wait)
         except BaseException as error:
             failure = self._failure(calls, left, wait, error)
-            if items is not None:
-                items.note(failure)
-            if isinstance(failure, DropItem):
+            if outer is None:
+                await self._end(visit, failure)
+            if failure is error:
+                raise
+            raise failure from error
+        else:
+            if outer is None:
                 visit.done()
-            elif isinstance(failure, Exception):
-                await visit.failed(failure)
-            elif is_unannounced and self.crawler is not None and isinstance(failure, CANCELLED):
-                # By who has submitted it, and goes on perhaps; the gate sees to its own.
-                cancelled = StepCancelled("who had the item processed has cancelled that")
-                spawn_ending(self.crawler, end_as_failed(self.crawler, visit, None, cancelled))
+            return value
+        finally:
+            if outer is None:
+                self._leave(visit)
+            else:
+                _outer_visit.set(outer)
+
+    async def _process_own(self, item: Any) -> Any:
+        """Process *item* by the subclass; it ends with what that returns or raises."""
+        outer, process = _outer_visit.get(), self._own_process_item
+        assert process is not None
+        if outer is not None and "process_item" in self._old_names:  # it calls the new name
+            return await DeferKitItemProcessor.process_item_async(self, item)
+        visit = self._enter(item)
+        _outer_visit.set(visit)
+        try:
+            value = await resolve(process(item))
+        except BaseException as error:
+            failure = contained(error) or error
+            if isinstance(failure, Exception) and not isinstance(failure, DropItem):
+                if step_of(failure) is None:
+                    mark_step(failure, type(self).__name__)
+                if self.crawler is not None:
+                    heed_close_spider(self.crawler, failure)
+            await self._end(visit, failure)
             if failure is error:
                 raise
             raise failure from error
@@ -264,13 +366,40 @@ class DeferKitItemProcessor(ItemPipelineManager):
             visit.done()
             return value
         finally:
-            if items is not None:
-                items.end(began)
-            visit.leave()
-            if is_unannounced:
-                self._crawl.items.end()
-                if self._looking is None:
-                    self._look()
+            _outer_visit.set(outer)
+            self._leave(visit)
+
+    def _enter(self, item: Any) -> Visit:
+        visit = Visit.taken(item)
+        if visit is None:
+            parent = current_visit.get()
+            request = None if parent is None else parent.request
+            visit = Visit(self._crawl, PIPELINES, item, None, request=request)
+            self._crawl.items.begin()
+        if self._items is not None:
+            visit.began = self._items.begin()
+        return visit
+
+    async def _end(self, visit: Visit, error: BaseException) -> None:
+        if self._items is not None:
+            self._items.note(error)
+        if isinstance(error, DropItem):
+            visit.done()
+        elif isinstance(error, Exception):
+            await visit.failed(error)
+        elif not visit.is_taken and self.crawler is not None and isinstance(error, CANCELLED):
+            # By who has submitted it, and goes on perhaps; the gate sees to its own.
+            cancelled = StepCancelled("who had the item processed has cancelled that")
+            spawn_ending(self.crawler, end_as_failed(self.crawler, visit, None, cancelled))
+
+    def _leave(self, visit: Visit) -> None:
+        if self._items is not None:
+            self._items.end(visit.began)
+        visit.leave()
+        if not visit.is_taken:
+            self._crawl.items.end()
+            if self._looking is None:
+                self._look()
 
     def _fold(self) -> None:
         for pipeline in self._pipelines:

@@ -301,25 +301,28 @@ class Split:
     assert [letter.leased_by for letter in kept] == [None, None, None]
 
 
-def test_a_letter_stays_where_it_cannot_be_told_what_became_of_its_item(project: Project) -> None:
+def test_a_letter_stays_where_an_item_processor_of_ones_own_fails(project: Project) -> None:
     project.write(
         "shop/processor.py",
         """
 from scrapy_deferkit import DeferKitItemProcessor
 
 
-class Copying(DeferKitItemProcessor):
+class Checking(DeferKitItemProcessor):
     async def process_item_async(self, item):
-        return await super().process_item_async(dict(item))
+        item = await super().process_item_async(dict(item))
+        if item["title"] == "a":
+            raise ValueError("not one of ours")
+        return item
 """,
     )
-    project.add_settings('ITEM_PROCESSOR = "shop.processor.Copying"')
+    project.add_settings('ITEM_PROCESSOR = "shop.processor.Checking"')
     project.write("repaired", "")
-    project.put(failed("a"))
-    ended = project.replay("books", code=1)
-    assert "ITEM_PROCESSOR has processed another object" in ended.stderr
-    assert [letter.id for letter in project.kept()] == ["a"]
-    assert project.kept()[0].leased_by is None
+    project.put(failed("a"), failed("b"))
+    project.replay("books", code=1)
+    (letter,) = project.kept()
+    assert (letter.id, letter.step, letter.attempts) == ("a", "Checking", 2)
+    assert letter.leased_by is None
 
 
 def test_a_spider_that_always_finds_more_to_do_ends_with_its_letters(project: Project) -> None:
