@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scrapy.utils.misc import load_object
+
 from ._secrets import SECRETS, without_secrets
 from .exceptions import StackConfigError
 
@@ -25,6 +27,8 @@ SETTINGS = (
     "DEFERKIT_DEAD_LETTERS_MAX",
     "DEFERKIT_DEAD_LETTERS_URL",
     "DEFERKIT_EACH",
+    "DEFERKIT_ENABLED",
+    "DEFERKIT_FALLBACK_ITEM_PROCESSOR",
     "DEFERKIT_ITEM_CLASSES",
     "DEFERKIT_ITEM_TIMEOUT",
     "DEFERKIT_JOB_FSYNC",
@@ -73,6 +77,8 @@ class Config:
     spider_concurrency: int
     request_chain: tuple[Any, ...] | None
     response_chain: tuple[Any, ...] | None
+    enabled: bool
+    fallback_item_processor: Any
     concurrent_items: int
     item_timeout: float
     max_failed_items: FailureLimit | None
@@ -104,6 +110,8 @@ class Config:
             spider_concurrency=_whole_number(settings, "DEFERKIT_SPIDER_CONCURRENCY", 16, least=1),
             request_chain=_processors(settings, "DEFERKIT_REQUEST_CHAIN"),
             response_chain=_pairs(settings, "DEFERKIT_RESPONSE_CHAIN"),
+            enabled=_flag(settings, "DEFERKIT_ENABLED", default=True),
+            fallback_item_processor=settings.get("DEFERKIT_FALLBACK_ITEM_PROCESSOR"),
             concurrent_items=_whole_number(settings, "DEFERKIT_CONCURRENT_ITEMS", 100, least=0),
             item_timeout=_seconds(settings, "DEFERKIT_ITEM_TIMEOUT", 3600.0),
             max_failed_items=_failure_limit(settings, "DEFERKIT_MAX_FAILED_ITEMS"),
@@ -118,6 +126,28 @@ class Config:
             job_fsync=_flag(settings, "DEFERKIT_JOB_FSYNC", default=False),
             max_deaths=_whole_number(settings, "DEFERKIT_MAX_DEATHS", 4, least=2),
         )
+
+
+_COMPONENTS = (
+    "ADDONS",
+    "DOWNLOADER_MIDDLEWARES",
+    "EXTENSIONS",
+    "ITEM_PIPELINES",
+    "SPIDER_MIDDLEWARES",
+)
+
+
+def refuse_elsewhere(settings: BaseSettings, cls: type, setting: str) -> None:
+    """Raise :exc:`StackConfigError` if *cls* is among the components of another *setting*."""
+    for other in _COMPONENTS:
+        for key, priority in settings.getdict(other).items():
+            is_named = isinstance(key, str) and key.rpartition(".")[2] == cls.__name__
+            found = load_object(key) if is_named else key
+            if found is cls and priority is not None and other != setting:
+                raise StackConfigError(
+                    f"{other} holds {cls.__name__}, which does nothing there: it belongs into "
+                    f"{setting}"
+                )
 
 
 @contextmanager

@@ -490,12 +490,13 @@ def _checked(spidercls: type[Spider], settings: Settings) -> BaseSettings:
     if not keeps and not begins:
         raise UsageError(
             f"{spidercls.name} does not keep items, so nothing can be replayed: the add-on is not "
-            f"in its settings; add {_ADDON}"
+            f"in its settings, or DEFERKIT_ENABLED switches it off; add {_ADDON}"
         )
     if not keeps:
         raise UsageError(
             f"{spidercls.name} has ITEM_PROCESSOR = {crawler.settings['ITEM_PROCESSOR']!r}, which "
-            "keeps no items: take it out, or derive it from DeferKitItemProcessor"
+            "keeps no items: set DEFERKIT_FALLBACK_ITEM_PROCESSOR to it, derive it from "
+            "DeferKitItemProcessor, or take it out"
         )
     if not begins:
         raise UsageError(

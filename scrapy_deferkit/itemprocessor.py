@@ -17,11 +17,12 @@ from scrapy.exceptions import DropItem, ScrapyDeprecationWarning
 from scrapy.pipelines import ItemPipelineManager
 from scrapy.pipelines.media import MediaPipeline
 from scrapy.settings import Settings
+from scrapy.utils.misc import build_from_crawler, load_object
 from scrapy.utils.python import global_object_name
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from ._config import Config, blaming
+from ._config import Config, blaming, refuse_elsewhere
 from ._crawl import Crawl, count, crawl_of, current_visit
 from ._ends import end_as_failed, spawn_ending
 from ._engine import (
@@ -45,6 +46,7 @@ from .delivery import PIPELINES, Delivery, Visit
 from .exceptions import (
     ClosingError,
     NoItemReturned,
+    StackConfigError,
     StepCancelled,
     StepTimeout,
     mark_step,
@@ -142,20 +144,34 @@ class DeferKitItemProcessor(ItemPipelineManager):
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Any:
-        """Build the pipelines of *crawler*, with the steps of their stacks counted."""
-        if Config.from_settings(crawler.settings).step_stats:
+        """Build the pipelines of *crawler*, with the steps of their stacks counted.
+
+        With ``DEFERKIT_FALLBACK_ITEM_PROCESSOR``, that item processor in their place.
+        """
+        refuse_elsewhere(crawler.settings, cls, "ITEM_PROCESSOR")
+        config = Config.from_settings(crawler.settings)
+        if config.step_stats:
             StepStats.of(crawler)
-        return super().from_crawler(crawler)
+        path = config.fallback_item_processor
+        if path is None:
+            return super().from_crawler(crawler)
+        fallback = load_object(path)
+        if isinstance(fallback, type) and issubclass(fallback, DeferKitItemProcessor):
+            raise StackConfigError(
+                f"DEFERKIT_FALLBACK_ITEM_PROCESSOR = {path!r} is a DeferKitItemProcessor itself: "
+                "put it into ITEM_PROCESSOR"
+            )
+        inner = build_from_crawler(fallback, crawler)
+        # Of a class of that name, which is the step's.
+        processor = cls(type(fallback.__name__, (_Fallback,), {})(inner, crawler), crawler=crawler)
+        processor.middlewares = getattr(inner, "middlewares", ())
+        return processor
 
     def _serve_subclass(self) -> None:
         """Have what a subclass overrides called, under its old name too."""
         cls, base = type(self), DeferKitItemProcessor
-        old = {
-            name
-            for name in ("open_spider", "process_item", "close_spider")
-            if getattr(cls, name) is not getattr(base, name)
-            and getattr(cls, f"{name}_async") is getattr(base, f"{name}_async")
-        }
+        names = ("open_spider", "process_item", "close_spider")
+        old = {name for name in names if _has_old_name_alone(self, name, base)}
         for name in sorted(old):
             warnings.warn(
                 f"{global_object_name(cls)} overrides {name}() but doesn't override "
@@ -552,6 +568,40 @@ class DeferKitItemProcessor(ItemPipelineManager):
         for position, pipeline in enumerate(self._pipelines):
             if pipeline.record is not None:
                 pipeline.record.inside = inside[position]
+
+
+def _has_old_name_alone(processor: Any, name: str, base: type) -> bool:
+    """Check whether Scrapy calls *name* of *processor*, and not its successor ``name_async``."""
+    cls, new = type(processor), f"{name}_async"
+    if not hasattr(processor, new):
+        return True
+    return (
+        issubclass(cls, base)
+        and getattr(cls, name) is not getattr(base, name)
+        and getattr(cls, new) is getattr(base, new)
+    )
+
+
+class _Fallback:
+    """Another item processor, as the only pipeline."""
+
+    def __init__(self, inner: Any, crawler: Crawler) -> None:
+        self._inner = inner
+        self._crawler = crawler
+
+    async def open_spider(self) -> None:
+        await self._call("open_spider")
+
+    async def process_item(self, item: Any) -> Any:
+        return await self._call("process_item", item)
+
+    async def close_spider(self) -> None:
+        await self._call("close_spider")
+
+    async def _call(self, name: str, *args: Any) -> Any:
+        if _has_old_name_alone(self._inner, name, ItemPipelineManager):
+            return await resolve(getattr(self._inner, name)(*args, self._crawler.spider))
+        return await resolve(getattr(self._inner, f"{name}_async")(*args))
 
 
 class _Wait(Started):
