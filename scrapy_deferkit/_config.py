@@ -195,14 +195,18 @@ def _pairs(settings: BaseSettings, name: str) -> tuple[Any, ...] | None:
     return _processors(settings, name)
 
 
+def _shown(value: Any) -> str:
+    return str(getattr(value, "__name__", value))  # of a function, not where it is in memory
+
+
 def _processors(settings: BaseSettings, name: str) -> tuple[Any, ...] | None:
     value = list_of(settings, name)
     if value is None:
         return None
     if not isinstance(value, (list, tuple)):
         raise StackConfigError(
-            f"{name} = {value!s} ({type(value).__name__}): a list of processors is expected, as "
-            f'in {name} = ["bookshop.processors.tidy_title"]; a whole stack goes into '
+            f"{name} = {_shown(value)} ({type(value).__name__}): a list of processors is expected, "
+            f'as in {name} = ["bookshop.processors.tidy_title"]; a whole stack goes into '
             "DEFERKIT_STACK, for StackPipeline"
         )
     return tuple(value)
@@ -216,8 +220,8 @@ def _each(settings: BaseSettings) -> tuple[dict[str, Any], ...] | None:
     for entry in entries:
         if not isinstance(entry, dict):
             raise StackConfigError(
-                f"DEFERKIT_EACH = {value!s} ({type(entry).__name__}): a dict is expected, or a "
-                'list of them, as in {"field": "reviews", '
+                f"DEFERKIT_EACH = {_shown(value)} ({type(entry).__name__}): a dict is expected, or "
+                'a list of them, as in {"field": "reviews", '
                 '"processor": "bookshop.processors.check_review"}'
             )
     return tuple(entries)

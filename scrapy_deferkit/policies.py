@@ -40,6 +40,7 @@ from ._stack import (
 )
 from .exceptions import StackConfigError, StepTimeout, add_notes, step_of
 from .merge import copy_item
+from .processor import refuse_unless_taking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,6 +111,8 @@ class Retry(Policy):
                     f"Retry({argument}={value!r}): {argument}= is one of tenacity's, such as "
                     f"tenacity.{argument}_{'fixed(2)' if argument == 'wait' else 'after_delay(60)'}"
                 )
+            if value is not None:
+                refuse_unless_taking(value, ("retry_state",), f"Retry: {argument}")
         self._on: Any = on
         self._attempts = 3 if attempts is None else attempts
         self._wait = wait

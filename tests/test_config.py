@@ -184,6 +184,12 @@ def test_the_elements_from_the_command_line_are_json(several: bool) -> None:
 
 
 @pytest.mark.parametrize("setting", [*LISTS, "DEFERKIT_EACH"])
+def test_what_is_no_list_is_shown_by_its_name(setting: str) -> None:
+    message = refusal(LISTS.get(setting, EachPipeline), **{setting: clean_title})
+    assert message.startswith(f"{setting} = clean_title (function): ")
+
+
+@pytest.mark.parametrize("setting", [*LISTS, "DEFERKIT_EACH"])
 def test_what_is_no_json_says_where(setting: str) -> None:
     component = LISTS.get(setting, EachPipeline)
     message = refusal(component, **{setting: "['shop.clean']"})
@@ -540,6 +546,7 @@ def test_a_pipeline_of_the_project_that_takes_no_item_is_refused_by_our_item_pro
         (lambda it: Parallel(len, copy=it), "Parallel: copy"),
         (lambda it: Parallel(len, merge=it), "Parallel: merge"),
         (lambda it: Retry(len, on=it), "Retry: on"),
+        (lambda it: Retry(len, on=OSError, wait=it), "Retry: wait"),
         (lambda it: Route({it: len}), "Route: predicate"),
         (lambda it: CircuitBreaker(len, key=it), "CircuitBreaker: key"),
     ],
