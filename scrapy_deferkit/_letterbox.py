@@ -255,7 +255,10 @@ class LetterBox:
     async def give_up_leases(self) -> None:
         """Let others have the letters that were taken here and have not ended."""
         await self._writing.until_none()
-        await self.patiently(lambda store: store.release(self.owner))
+        try:
+            await self.patiently(lambda store: store.release(self.owner))
+        except DeadLettersError as trouble:
+            self._log("Leases could not be given up, and end by themselves: %s", trouble)
 
     async def close(self) -> None:
         """Write what waits, and let go of the store."""

@@ -15,9 +15,10 @@ from scrapy_deferkit._config import Config
 from scrapy_deferkit._crawl import crawl_of
 from scrapy_deferkit._engine import resolve
 from scrapy_deferkit._letterbox import LetterBox, default_url
-from scrapy_deferkit.deadletters import DeadLetters, Selection
+from scrapy_deferkit.deadletters import ALL, DeadLetters, Selection
 from scrapy_deferkit.delivery import PIPELINES, Delivery, Visit
 from scrapy_deferkit.exceptions import DeadLettersError
+from scrapy_deferkit.replay import ReplayOrder
 from scrapy_deferkit.testing import mock_crawler
 
 from .deadletters.failures import failed, run_sql
@@ -288,3 +289,19 @@ async def test_a_letter_that_fails_again_while_the_store_is_away_is_not_said_to_
     assert "the letter stays as it was" in said
     assert "is locked" in said
     assert list(DeadLetters(url).select()) == [letter]
+
+
+async def test_a_replay_that_cannot_give_its_leases_up_lets_go_of_the_store_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(deadletters, "_BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(_letterbox, "_PATIENCE", 0.01)
+    url = f"sqlite:///{tmp_path}/dead.db"
+    DeadLetters(url).put([failed("a")])
+    crawler = mock_crawler({"DEFERKIT_DEAD_LETTERS_URL": url, "DEFERKIT_REPLAY": ReplayOrder(ALL)})
+    delivery = Delivery(crawler, Config.from_settings(crawler.settings))
+    with closing(sqlite3.connect(tmp_path / "dead.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await delivery.close()
+    assert "Leases could not be given up, and end by themselves" in caplog.text
+    assert delivery.letters._thread is None
