@@ -33,7 +33,7 @@ from ._sqlite_check import (
     unusable,
     version_of,
 )
-from .exceptions import DeadLettersError
+from .exceptions import DeadLettersError, DeadLettersUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -425,7 +425,10 @@ class DeadLetters:
                 _schema.create_all(connection)
                 yield connection
         except (SQLAlchemyError, OSError) as error:
-            raise self._explain(error) from error
+            trouble = self._explain(error)
+            if isinstance(trouble, DeadLettersUnavailable):
+                self.close()  # a new connection may lead to another server, after a failover
+            raise trouble from error
 
     def _prepare(self, connection: Connection, *, create: bool) -> bool:
         """Bring the tables to this version; return whether there are any."""

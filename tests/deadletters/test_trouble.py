@@ -136,14 +136,20 @@ def test_a_user_without_the_right_is_told_so(postgres_url: str) -> None:
     letters.close()
 
 
-def test_a_server_that_may_only_be_read_may_be_written_again(postgres_url: str) -> None:
-    writing = DeadLetters(postgres_url)
-    writing.put([failed("a")])
-    writing.close()
-    letters = DeadLetters(f"{postgres_url}%20-cdefault_transaction_read_only%3Don")
-    assert letters.count() == 1
+def test_a_server_that_may_only_be_read_may_be_written_by_another_connection(
+    postgres_url: str,
+) -> None:
+    schema = postgres_url.rpartition("%3D")[2]
+    run_sql(postgres_url, f"CREATE ROLE moved LOGIN; GRANT ALL ON SCHEMA {schema} TO moved")
+    run_sql(postgres_url, "ALTER ROLE moved SET default_transaction_read_only = on")
+    letters = DeadLetters(postgres_url.replace("deferkit@", "moved@"))
+    assert letters.count() == 0
     with pytest.raises(DeadLettersUnavailable, match="read-only.*server that may be written"):
-        letters.put([failed("b")])
+        letters.put([failed("a")])
+    # Sessions that have begun stay as they are, as those with a server that is now the standby.
+    run_sql(postgres_url, "ALTER ROLE moved RESET default_transaction_read_only")
+    letters.put([failed("a")])
+    assert letters.count() == 1
     letters.close()
 
 
