@@ -103,6 +103,16 @@ def test_every_setting_is_on_the_settings_page_with_its_default() -> None:
     assert {name: config.get(name, default) for name, default in defaults.items()} == defaults
 
 
+@pytest.mark.no_runtime
+def test_every_other_table_has_the_default_of_the_settings_page() -> None:
+    config = vars(Config.from_settings(Settings()))
+    row = re.compile(r"^\| `DEFERKIT_(\w+)` \| `?([\d.]+|True|False|None)\b", re.MULTILINE)
+    told = [it for document in DOCUMENTS for it in row.findall(document.read_text())]
+    assert len(told) > len(SETTINGS)
+    wrong = [it for it in told if config.get(it[0].lower(), None) != literal_eval(it[1])]
+    assert not wrong
+
+
 SOURCES = sorted((ROOT / "scrapy_deferkit").glob("**/*.py"))
 DOTTED = re.compile(r"\b(?:bookshop|scrapy_deferkit)(?:\.\w+)+")
 

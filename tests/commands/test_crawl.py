@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from scrapy import Spider, signals
 from scrapy.cmdline import execute
 from scrapy.settings import Settings
 
-from scrapy_deferkit._crawl_command import Watch, _live
+from scrapy_deferkit._crawl_command import CrawlCommand, Watch, _live
 from scrapy_deferkit.testing import mock_crawler
 
 from .project import ASYNCIO, EPOLL, NO_REACTOR, Project
@@ -161,6 +162,18 @@ def test_what_makes_no_sense_exits_with_3(
     assert ended.value.code == 3
     assert told in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.no_runtime
+def test_the_summary_is_of_this_crawl_from_its_first_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CrawlCommand, "_process_options", lambda *_: None)
+    path = tmp_path / "out.json"
+    path.write_text('{"outcome": "delivered"}')
+    CrawlCommand(Settings()).process_options(["books"], Namespace(summary=path))
+    assert json.loads(path.read_text()) == {"outcome": "running", "exit_code": None}
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def summary(project: Project) -> dict[str, Any]:
