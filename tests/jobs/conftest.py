@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
+
+from scrapy_deferkit import _engine
+
 from ..disks import small_disk
 from ..itemprocessor.conftest import heartbeat, site
 
 __all__ = ["heartbeat", "site", "small_disk"]
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a callback be iterated in one turn of the loop, however slow the machine is."""
+    monkeypatch.setattr(_engine, "_SLICE", 60)
