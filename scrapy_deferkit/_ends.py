@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 async def end_as_dropped(crawler: Crawler, visit: Visit, response: Any, error: DropItem) -> None:
     """Log and signal that the item of *visit* was dropped."""
     visit.done()
-    _log(crawler, "dropped", visit.item, error, response)
+    _log(crawler, "dropped", visit, error, response)
     await crawler.signals.send_catch_log_async(
         signals.item_dropped,
         item=visit.item,
@@ -41,7 +41,7 @@ async def end_as_dropped(crawler: Crawler, visit: Visit, response: Any, error: D
 async def end_as_failed(crawler: Crawler, visit: Visit, response: Any, error: Exception) -> None:
     """Keep the item of *visit*, which failed with *error*, as a dead letter; log and signal it."""
     await visit.failed(error)
-    _log(crawler, "item_error", visit.item, error, response, exc_info=error)
+    _log(crawler, "item_error", visit, error, response, exc_info=error)
     await crawler.signals.send_catch_log_async(
         signals.item_error,
         item=visit.item,
@@ -78,12 +78,13 @@ def _log_failure(crawler: Crawler, failure: Failure) -> None:
 def _log(
     crawler: Crawler,
     how: str,
-    item: Any,
+    visit: Visit,
     error: Exception,
     response: Any,
     exc_info: Exception | None = None,
 ) -> None:
     extra = {"spider": crawler.spider}
+    item = visit.item
     try:
         entry = getattr(crawler.logformatter, how)(item, error, response, crawler.spider)
         if entry is not None:
@@ -91,4 +92,9 @@ def _log(
                 *logformatter_adapter(entry), exc_info=exc_info, extra={**extra, "item": item}
             )
     except Exception as trouble:  # of the log formatter: the signal is sent all the same
-        logger.error("An item ended, and LOG_FORMATTER failed: %s", text_of(trouble), extra=extra)
+        logger.error(
+            "An item of %s ended, and LOG_FORMATTER failed: %s",
+            visit.origin,
+            text_of(trouble),
+            extra=extra,
+        )
