@@ -72,6 +72,7 @@ class Stack:
 
     def __init__(self, processors: Iterable[Any], name: str | None) -> None:
         self.name = type(self).__name__ if name is None else name
+        self.__qualname__ = self.name  # Scrapy asks for it before from_crawler(), which refuses
         if not isinstance(self.name, str) or not self.name or "/" in self.name:
             raise StackConfigError(
                 f"{type(self).__name__}(name={name!r}): a name is text without a slash"
@@ -199,6 +200,13 @@ class Stack:
                 release(processor)
             elif processor is not self:
                 processor._release_claims()
+
+    def from_crawler(*_: Any) -> Any:
+        """Refuse to be a component of Scrapy's settings."""
+        raise StackConfigError(
+            "a stack is not a component: put scrapy_deferkit.StackPipeline into ITEM_PIPELINES, "
+            "and the stack into DEFERKIT_STACK or the attribute `stack` of a subclass"
+        )
 
     async def open(self) -> None:
         """Open every component in the stack, in order; the first of several calls does it.

@@ -10,7 +10,7 @@ from scrapy.exceptions import CloseSpider, IgnoreRequest, NotConfigured
 from scrapy.http import Request, Response
 from twisted.python.failure import Failure
 
-from ._config import Config, blaming
+from ._config import Config, blaming, refuse_elsewhere
 from ._lifecycle import Lifecycle, heed_close_spider
 from ._stack import PASSING, Stack, StepCalls, pair_of
 from .defer import process_chain_both_async
@@ -59,6 +59,7 @@ class StackDownloaderMiddleware:
         Raises :exc:`~scrapy.exceptions.NotConfigured` when neither setting is set, and
         :exc:`~scrapy_deferkit.exceptions.StackConfigError` for a processor that cannot be called.
         """
+        refuse_elsewhere(crawler.settings, cls, "DOWNLOADER_MIDDLEWARES")
         config = Config.from_settings(crawler.settings)
         if not config.request_chain and not config.response_chain:
             raise NotConfigured(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scrapy.exceptions import CloseSpider, NotConfigured
 
-from ._config import Config, blaming
+from ._config import Config, blaming, refuse_elsewhere
 from ._lifecycle import heed_close_spider
 from ._runtime import CANCELLED, is_asked_for
 from ._stack import cancelled_from_within
@@ -42,6 +42,7 @@ class StackPipeline:
         Raises :exc:`~scrapy.exceptions.NotConfigured` without a stack, and
         :exc:`~scrapy_deferkit.exceptions.StackConfigError` with one that cannot run.
         """
+        refuse_elsewhere(crawler.settings, cls, "ITEM_PIPELINES")
         config = Config.from_settings(crawler.settings)
         owner = cls.setting if cls.stack is None else f"{cls.__name__}.stack"
         with blaming(owner):

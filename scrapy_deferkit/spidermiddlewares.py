@@ -9,7 +9,7 @@ from scrapy import signals
 from scrapy.exceptions import DropItem, NotConfigured
 from scrapy.http import Request
 
-from ._config import Config, blaming
+from ._config import Config, blaming, refuse_elsewhere
 from ._crawl import crawl_of
 from ._ends import end_as_dropped, end_as_failed, spawn_ending
 from ._engine import ordered, resolve, shield
@@ -60,6 +60,7 @@ class StackSpiderMiddleware:
         :exc:`~scrapy_deferkit.exceptions.StackConfigError` with one whose processors cannot be
         called with an item and a response.
         """
+        refuse_elsewhere(crawler.settings, cls, "SPIDER_MIDDLEWARES")
         config = Config.from_settings(crawler.settings)
         if config.spider_stack is None:
             raise NotConfigured(f"{cls.__name__} needs the setting DEFERKIT_SPIDER_STACK")

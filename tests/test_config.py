@@ -13,8 +13,10 @@ from scrapy.core.downloader.middleware import DownloaderMiddlewareManager
 from scrapy.core.spidermw import SpiderMiddlewareManager
 from scrapy.exceptions import NotConfigured
 from scrapy.pipelines import ItemPipelineManager
+from scrapy.utils.misc import load_object
 
 from scrapy_deferkit import (
+    Addon,
     Chain,
     ChainPipeline,
     CircuitBreaker,
@@ -585,3 +587,41 @@ def test_a_component_without_its_setting_is_off_and_says_why(
     (record,) = caplog.records
     assert component.__name__ in record.getMessage()
     assert f"needs the setting {setting}" in record.getMessage()
+
+
+class OwnPipeline(StackPipeline):
+    stack = A_STACK
+
+
+@pytest.mark.parametrize(
+    ("wrong", "component", "right"),
+    [
+        ("EXTENSIONS", Addon, "ADDONS"),
+        ("ITEM_PIPELINES", "scrapy_deferkit.DeferKitItemProcessor", "ITEM_PROCESSOR"),
+        ("EXTENSIONS", DeferKitItemProcessor, "ITEM_PROCESSOR"),
+        ("SPIDER_MIDDLEWARES", OwnPipeline, "ITEM_PIPELINES"),
+        ("DOWNLOADER_MIDDLEWARES", StackSpiderMiddleware, "SPIDER_MIDDLEWARES"),
+        ("SPIDER_MIDDLEWARES", StackDownloaderMiddleware, "DOWNLOADER_MIDDLEWARES"),
+    ],
+)
+def test_a_component_in_another_setting_than_its_own_is_refused(
+    wrong: str, component: Any, right: str
+) -> None:
+    cls = load_object(component)
+    with pytest.raises(StackConfigError) as error:
+        cls.from_crawler(mock_crawler({wrong: {component: 5}}))
+    assert str(error.value).startswith(f"{wrong} holds {cls.__name__}, ")
+    assert str(error.value).endswith(f"it belongs into {right}")
+
+
+def test_one_that_is_switched_off_there_is_not() -> None:
+    assert Addon.from_crawler(mock_crawler({"EXTENSIONS": {Addon: None}}))
+    settings = {"SPIDER_MIDDLEWARES": {"scrapy_deferkit.StackPipeline": None}}
+    assert OwnPipeline.from_crawler(mock_crawler(settings))
+
+
+@pytest.mark.parametrize("stack", [A_STACK, f"{__name__}.A_STACK", Chain, Retry(len, on=OSError)])
+def test_a_stack_that_stands_for_a_pipeline_is_refused(stack: Any) -> None:
+    crawler = mock_crawler({"ITEM_PIPELINES": {stack: 100}})
+    with pytest.raises(StackConfigError, match="put scrapy_deferkit.StackPipeline into ITEM"):
+        ItemPipelineManager.from_crawler(crawler)
