@@ -65,7 +65,6 @@ from decimal import Decimal
 from enum import Enum, Flag
 from functools import cached_property, lru_cache, partial, reduce
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -74,6 +73,7 @@ from scrapy.item import Item
 
 from ._config import blaming, list_of
 from .exceptions import DeferKitError, StackConfigError
+from .merge import adds_no_layout, slots_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -543,7 +543,7 @@ _AS_BASE: dict[type, Callable[[Any], Any]] = {
     PurePosixPath: PurePosixPath,
     PureWindowsPath: PureWindowsPath,
     list: list.copy,
-    dict: dict.copy,
+    dict: lambda value: dict(dict.items(value)),  # dict.copy calls its __iter__
     OrderedDict: lambda value: OrderedDict(OrderedDict.items(value)),
     **{base: _from_elements(base) for base in (bytes, bytearray, tuple, set, frozenset)},
     **_ABSTRACT,
@@ -576,11 +576,7 @@ class _Kind:
         self.fields = dict.fromkeys(fields).keys()
         self.has_dict = bool(cls.__dictoffset__)
         members = [member for base in reversed(cls.__mro__) for member in vars(base).items()]
-        self.slots = {
-            name: member
-            for name, member in members
-            if isinstance(member, MemberDescriptorType) and not name.startswith("__pydantic_")
-        }
+        self.slots = slots_of(cls)
         self.getters = [(name, slot.__get__) for name, slot in self.slots.items()]
         self.caches = {name for name, member in members if isinstance(member, cached_property)}
 
@@ -712,7 +708,7 @@ class _DictClass(_Kind):
     has_base = True
 
     def split(self, item: Any) -> tuple[dict[Any, Any], dict[str, Any]]:
-        return dict.copy(item), self.state(item)
+        return dict(dict.items(item)), self.state(item)
 
     def make(self, fields: dict[Any, Any], attributes: dict[Any, Any]) -> Any:
         item: dict[Any, Any] = dict.__new__(self.cls)
@@ -730,7 +726,7 @@ def _kind_of(cls: Any) -> _Kind | None:
     bases = cls.__mro__
     if Enum in bases:
         return None
-    if _adds_no_layout(cls, object):
+    if adds_no_layout(cls, object):
         if Item in bases:
             return _ScrapyItem(cls)
         if isinstance(getattr(cls, "__pydantic_root_model__", None), bool):
@@ -739,27 +735,11 @@ def _kind_of(cls: Any) -> _Kind | None:
             return _Kind(cls, [field.name for field in dataclass_fields(cls)])
         if isinstance(attributes := getattr(cls, "__attrs_attrs__", None), tuple):
             return _Kind(cls, [attribute.name for attribute in attributes])
-    if _adds_no_layout(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple):
+    if adds_no_layout(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple):
         return _NamedTuple(cls, cls._fields)
-    if _adds_no_layout(cls, dict) and cls is not dict:
+    if adds_no_layout(cls, dict) and cls is not dict:
         return _DictClass(cls)
     return None
-
-
-def _adds_no_layout(cls: type, base: type) -> bool:
-    """Tell whether *cls* derives from *base* and else from classes made in Python alone.
-
-    ``base.__new__`` can make an instance of such a class, without any code of it.
-    """
-    return base in cls.__mro__ and all(
-        each.__flags__ & (_MADE_AT_RUN_TIME | _MADE_IN_C) == _MADE_AT_RUN_TIME
-        for each in cls.__mro__
-        if each not in (base, object)
-    )
-
-
-_MADE_AT_RUN_TIME = 1 << 9  # Py_TPFLAGS_HEAPTYPE
-_MADE_IN_C = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE: set where C code makes a class at run time
 
 
 def _is_buildable(cls: type) -> bool:

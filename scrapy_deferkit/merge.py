@@ -7,8 +7,9 @@ import dataclasses
 import inspect
 import sys
 from contextlib import suppress
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from functools import cache, cached_property, lru_cache
+from types import MemberDescriptorType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scrapy.item import Item
 
@@ -16,8 +17,6 @@ from .exceptions import DeferKitError, MergeConflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-_T = TypeVar("_T")
 
 _MISSING = object()
 
@@ -115,14 +114,15 @@ _ITEM_NAMES = frozenset({"_values"})
 
 def _is_copied_as(cls: type, base: type) -> bool:
     """Check whether :func:`copy.copy` runs nothing of *cls* that *base* does not have."""
-    return all(getattr(cls, name, None) is getattr(base, name, None) for name in _COPY_HOOKS)
+    return _has_same(_COPY_HOOKS, cls, base)
 
 
-_COPY_HOOKS = (
+def _has_same(names: Iterable[str], cls: type, base: type) -> bool:
+    return all(getattr(cls, name, None) is getattr(base, name, None) for name in names)
+
+
+_CODE_OF_COPIES = (
     "__copy__",
-    "__new__",
-    "__getattr__",
-    "__getattribute__",
     "__getnewargs__",
     "__getnewargs_ex__",
     "__getstate__",
@@ -130,6 +130,33 @@ _COPY_HOOKS = (
     "__reduce__",
     "__reduce_ex__",
 )
+_COPY_HOOKS = (*_CODE_OF_COPIES, "__new__", "__getattr__", "__getattribute__")
+
+
+def adds_no_layout(cls: type, base: type) -> bool:
+    """Check whether *cls* derives from *base* and else from classes made in Python alone.
+
+    ``base.__new__`` can make an instance of such a class, without any code of it.
+    """
+    return base in cls.__mro__ and all(
+        each.__flags__ & (_MADE_AT_RUN_TIME | _MADE_IN_C) == _MADE_AT_RUN_TIME
+        for each in cls.__mro__
+        if each not in (base, object)
+    )
+
+
+_MADE_AT_RUN_TIME = 1 << 9  # Py_TPFLAGS_HEAPTYPE
+_MADE_IN_C = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE: set where C code makes a class at run time
+
+
+def slots_of(cls: type) -> dict[str, MemberDescriptorType]:
+    """Return the slots of *cls* and its bases, but those of pydantic's own."""
+    return {
+        name: member
+        for base in reversed(cls.__mro__)
+        for name, member in vars(base).items()
+        if isinstance(member, MemberDescriptorType) and not name.startswith("__pydantic_")
+    }
 
 
 class _Kind(NamedTuple):
@@ -216,33 +243,127 @@ def _kind_of(cls: type) -> _Kind | None:
         return _SET
     if issubclass(cls, Item):
         return _SCRAPY_ITEM
-    is_item = _may_be_item(cls) and _adapters().ItemAdapter.is_item_class(cls)
-    return _FIELDS if is_item else None
+    if not _may_be_item(cls) or not _adapters().ItemAdapter.is_item_class(cls):
+        return None
+    adapters = _adapters()
+    known = (adapters.DataclassAdapter, adapters.AttrsAdapter, adapters.PydanticAdapter)
+    return _FIELDS if any(it.is_item_class(cls) for it in known) else _FOREIGN
 
 
-# Of subclasses, the built-in methods: their own may change what is set, or the original.
+# What a value holds is read and set past the methods of its class, which may change it.
+
+
+class _State(NamedTuple):
+    """Where the attributes of a class's instances are."""
+
+    base: Any
+    is_bare: bool
+    """Whether ``base.__new__`` and the attributes make a copy; else :func:`copy.copy` does."""
+    has_dict: bool
+    slots: dict[str, MemberDescriptorType]
+    caches: frozenset[str]
+
+    def of(self, value: Any) -> dict[str, Any]:
+        """Return the attributes of *value* that are set."""
+        state = dict(_dict_of(value)) if self.has_dict else {}
+        for name, slot in self.slots.items():
+            with suppress(AttributeError):  # it is not set
+                state[name] = slot.__get__(value)
+        return state
+
+    def put(self, value: Any, name: str, attribute: Any) -> None:
+        if name in self.slots:
+            self.slots[name].__set__(value, attribute)
+        else:
+            _dict_of(value)[name] = attribute
+
+
+@lru_cache(maxsize=1024)
+def _state_of(cls: type) -> _State:
+    base = next(base for base in cls.__mro__ if base in (Item, dict, list, set, object))
+    is_bare = adds_no_layout(cls, base) and _has_same(_CODE_OF_COPIES, cls, base)
+    members = {name: each for it in reversed(cls.__mro__) for name, each in vars(it).items()}
+    caches = frozenset(it for it, each in members.items() if isinstance(each, cached_property))
+    return _State(base, is_bare, bool(cls.__dictoffset__), slots_of(cls), caches)
+
+
+def _dict_of(value: Any) -> dict[str, Any]:
+    attributes: dict[str, Any] = object.__getattribute__(value, "__dict__")
+    return attributes
+
+
+def _values_of(item: Item) -> dict[str, Any]:
+    values: dict[str, Any] = _dict_of(item)["_values"]
+    return values
+
+
+def _copy_outer(value: Any) -> Any:
+    """Copy *value* with its attributes; what it holds by itself may not be in the copy yet."""
+    cls: type = type(value)
+    base, is_bare, has_dict, slots, _ = _state_of(cls)
+    copied = base.__new__(cls) if is_bare else copy.copy(value)
+    if copied is value:
+        return value
+    if type(copied) is not cls or (has_dict and _dict_of(copied) is _dict_of(value)):
+        raise TypeError("a copy of another type, or of the same attributes")
+    if has_dict:
+        _dict_of(copied).update(_dict_of(value))
+    for slot in slots.values():
+        with suppress(AttributeError):  # it is not set
+            slot.__set__(copied, slot.__get__(value))
+    return copied
+
+
+def _copy_outer_dict(value: dict[Any, Any]) -> dict[Any, Any]:
+    copied: dict[Any, Any] = _copy_outer(value)
+    if _state_of(type(value)).is_bare:
+        dict.update(copied, dict.items(value))
+    elif copied is not value:
+        if [*map(id, dict.keys(copied))] != [*map(id, dict.keys(value))]:
+            raise TypeError("a copy with other keys")
+        for key, part in dict.items(value):  # the order of an OrderedDict stays
+            dict.__setitem__(copied, key, part)
+    return copied
 
 
 def _copy_outer_list(value: list[Any]) -> list[Any]:
-    copied = _copy_outer(value)
+    copied: list[Any] = _copy_outer(value)
     if copied is not value:
         list.__setitem__(copied, slice(None), list.copy(value))
     return copied
 
 
+def _copy_outer_set(value: set[Any]) -> set[Any]:
+    copied: set[Any] = _copy_outer(value)
+    if copied is not value:
+        set.clear(copied)
+        set.update(copied, value)
+    return copied
+
+
 def _copy_outer_scrapy_item(item: Item) -> Item:
     # Not Item.copy(): it calls the constructor again, which a subclass may have changed.
-    copied = _copy_outer(item)
+    copied: Item = _copy_outer(item)
     if copied is not item:
-        vars(copied)["_values"] = item._values.copy()
+        _dict_of(copied)["_values"] = _values_of(item).copy()
     return copied
 
 
-def _copy_outer(value: _T) -> _T:
-    copied = copy.copy(value)
-    if not isinstance(value, type(copied)):
-        raise TypeError("a copy of another type")
-    return copied
+def _attributes(item: Any) -> Iterable[tuple[Any, Any]]:
+    """Return what is to be copied of *item*: the extra fields of a pydantic model, too."""
+    cls: type = type(item)
+    state = _state_of(cls)
+    attributes = [part for part in state.of(item).items() if part[0] not in state.caches]
+    return [*attributes, *_extra(item).items()]
+
+
+def _put_attribute(copied: Any, name: str, attribute: Any) -> None:
+    extra = _extra(copied)
+    if name in extra:
+        extra[name] = attribute
+    else:
+        cls: type = type(copied)
+        _state_of(cls).put(copied, name, attribute)
 
 
 @cache
@@ -268,16 +389,8 @@ def _fields(item: Any) -> dict[str, Any]:
     return dict(_adapters().ItemAdapter(item).items()) | _extra(item)
 
 
-def _force_field(item: Any, field: str, value: Any) -> None:
-    """Set *field* of a fresh copy past frozen classes, validators and records of what was set."""
-    adapters = _adapters()
-    kinds = (adapters.DataclassAdapter, adapters.AttrsAdapter, adapters.PydanticAdapter)
-    if field in _extra(item):
-        item.__pydantic_extra__[field] = value
-    elif any(kind.is_item_class(type(item)) for kind in kinds):
-        object.__setattr__(item, field, value)
-    else:
-        adapters.ItemAdapter(item)[field] = value
+def _put_field(item: Any, field: str, value: Any) -> None:
+    _adapters().ItemAdapter(item)[field] = value
 
 
 def _extra(item: Any) -> dict[str, Any]:
@@ -291,15 +404,17 @@ def _is_pydantic(item: Any) -> bool:
 
 _PLAIN_DICT = _Kind(dict.copy, dict.items, dict.__setitem__)
 _PLAIN_LIST = _Kind(list.copy, lambda value: enumerate(list.__iter__(value)), list.__setitem__)
-_DICT = _PLAIN_DICT._replace(outer=_copy_outer)
+_DICT = _PLAIN_DICT._replace(outer=_copy_outer_dict)
 _LIST = _PLAIN_LIST._replace(outer=_copy_outer_list)
-_SET = _Kind(_copy_outer, lambda value: (), lambda copied, key, part: None)
+_SET = _Kind(_copy_outer_set, lambda value: (), lambda copied, key, part: None)
 _SCRAPY_ITEM = _Kind(
     _copy_outer_scrapy_item,
-    lambda item: item._values.items(),
-    lambda copied, field, value: copied._values.__setitem__(field, value),
+    lambda item: _values_of(item).items(),
+    lambda copied, field, value: _values_of(copied).__setitem__(field, value),
 )
-_FIELDS = _Kind(_copy_outer, lambda item: _fields(item).items(), _force_field)
+_FIELDS = _Kind(_copy_outer, _attributes, _put_attribute)
+_FOREIGN = _Kind(_copy_outer, lambda item: _fields(item).items(), _put_field)
+"""What itemadapter has been told of by others."""
 
 
 def merge_changes(item: Any, results: Sequence[Any]) -> Any:
@@ -320,7 +435,7 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
             f"merge_changes works on items with fields; got {_shown(item)} "
             f"({_name(item)}): give the Parallel merge= that decides"
         )
-    before = _fields(item)
+    before = _stored_fields(item)
     changes: dict[str, tuple[Any, Any]] = {}
     for position, result in enumerate(results, start=1):
         if result is None or result is item:
@@ -331,7 +446,7 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
                 f"{_name(item)}: merge_changes takes items of one type, or None for no "
                 "change; convert the item before or behind the Parallel, or give it merge="
             )
-        after = _fields(result)
+        after = _stored_fields(result)
         for field in {**before, **after}:
             value = after.get(field, _MISSING)
             if _is_same(value, before.get(field, _MISSING), (result, item)):
@@ -344,7 +459,24 @@ def merge_changes(item: Any, results: Sequence[Any]) -> Any:
                     "field, or give the Parallel merge= that decides"
                 )
     changed = {field: value for field, (value, _) in changes.items() if value is not _MISSING}
-    return set_fields(item, changed, [field for field in changes if field not in changed])
+    deleted = [field for field in changes if field not in changed]
+    if not isinstance(item, Item):
+        return set_fields(item, changed, deleted)
+    values = _values_of(item)
+    values.update(changed)
+    for field in deleted:
+        del values[field]
+    return item
+
+
+def _stored_fields(item: Any) -> dict[Any, Any]:
+    """Return the fields of *item* as it has them, where a method of its class may show others.
+
+    Even ``dict.copy`` calls ``__iter__`` of a class that derives from dict.
+    """
+    if isinstance(item, Item):
+        return _values_of(item)
+    return dict(dict.items(item)) if isinstance(item, dict) else _fields(item)
 
 
 def is_changed(item: Any, original: Any) -> bool:

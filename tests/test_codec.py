@@ -357,6 +357,15 @@ def test_no_code_of_the_class_runs_while_an_item_is_built(name: str) -> None:
     assert back(item) == item
 
 
+def test_an_item_is_written_as_it_is_whatever_its_class_shows_of_it() -> None:
+    names = ("__getitem__", "__iter__", "__len__", "keys", "items", "copy")
+    for kind in (shop.DictBook, shop.Row):
+        odd: Any = type("Odd", (kind,), dict.fromkeys(names, refuse))
+        encoded = Codec(item_classes=[odd]).encode(odd(title="A"))
+        assert (encoded.missing, encoded.changed) == ((), ())
+        assert json.loads(encoded.text)["fields"] == {"title": "A"}
+
+
 def test_a_member_is_looked_up_by_its_name_alone() -> None:
     row = {"$enum": f"{HERE}.ExplosiveFormat", "name": "PAPER"}
     assert CODEC.decode(json.dumps(row)) is shop.ExplosiveFormat.PAPER
@@ -431,6 +440,7 @@ BASES: list[tuple[Any, Any]] = [
     (derived(pathlib.PurePosixPath, "a/b"), pathlib.PurePosixPath("a/b")),
     (derived(list, [1, derived(str, "a")]), [1, "a"]),
     (derived(tuple, [1, derived(str, "a")]), (1, "a")),
+    (derived(dict, {"a": [1]}), {"a": [1]}),
     (derived(set, {1}), {1}),
     (derived(frozenset, {1}), frozenset({1})),
     (derived(collections.OrderedDict, {"b": 1, "a": 2}), collections.OrderedDict(b=1, a=2)),

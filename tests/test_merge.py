@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -217,6 +218,12 @@ def broken(base: Any, *methods: str, **namespace: Any) -> Any:
     return type(f"Broken{base.__name__}", (base,), dict.fromkeys(methods, refuse) | namespace)
 
 
+def same_attributes(item: Any) -> Any:
+    copied = object.__new__(type(item))
+    copied.__dict__ = vars(item)
+    return copied
+
+
 class _RefusingMeta(type):
     __hash__ = __eq__ = __getattribute__ = refuse  # type: ignore[assignment]
 
@@ -233,13 +240,11 @@ UNCOPIABLE: dict[str, Callable[[], Any]] = {
         for base in (dict, list, set)
         for hook in ("__copy__", "__reduce_ex__")
     },
-    "dict that cannot be filled": lambda: broken(dict, "__setitem__")(a=1),
-    "list that cannot be filled": lambda: broken(list, "append", "extend")("ab"),
+    "dict of other keys": lambda: broken(dict, __copy__=lambda self: type(self)(b=1))(a=1),
     "copy that is none": lambda: broken(dict, __copy__=lambda self: None)(a=[1]),
+    "copy with the same attributes": lambda: broken(Dataclass, __copy__=same_attributes)("A", []),
     "copy that is another's": lambda: broken(list, __copy__=lambda self: {})("a"),
-    "broken __getattr__": lambda: broken(Dataclass, __getattr__=endless)("A", []),
     "dataclass": lambda: broken(Dataclass, "__copy__")("A", []),
-    "field that cannot be read": lambda: object.__new__(broken(Dataclass, title=property(refuse))),
     "scrapy item": lambda: broken(ScrapyItem, "__copy__")(title="A"),
     "unmade scrapy item": unmade_item,
     "pydantic model": lambda: broken(shop.Sparse, "__copy__")(title="A"),
@@ -257,6 +262,176 @@ def test_what_cannot_be_copied_is_shared_and_the_rest_is_copied(name: str) -> No
         assert copied["tags"] is not holder["tags"]
         assert next(each for each in copied.values() if each is value) is value
         assert not is_simple(holder)
+
+
+def computed(self: Any, *args: Any) -> Any:
+    return ["computed"]
+
+
+def doubled(base: Any) -> Any:
+    """Return a ``__setitem__`` that changes what is set."""
+    return lambda self, key, value: base.__setitem__(self, key, [value, value])
+
+
+def answer(item: Any, name: str) -> Any:
+    """Answer to any name with what takes anything, as a remote object does."""
+    return lambda *args, **kwargs: None
+
+
+def with_arguments(base: Any) -> dict[str, Any]:
+    """Return a ``__new__`` that takes an argument, and an ``__init__`` that hands on none."""
+
+    def __new__(cls: Any, given: Any, *args: Any, **fields: Any) -> Any:  # noqa: N807
+        return base.__new__(cls)
+
+    def __init__(self: Any, given: Any, *args: Any, **fields: Any) -> None:  # noqa: N807
+        base.__init__(self, *args, **fields)
+
+    return {"__new__": __new__, "__init__": __init__}
+
+
+def odd(base: Any, *args: Any, own: Any = (), late: Any = (), **fields: Any) -> Any:
+    """Return an instance of a class with *own* methods, and others that come *late*."""
+    cls = type(f"Odd{base.__name__}", (base,), dict(own))
+    value = cls(*args, **fields)
+    for name, method in dict(late).items():
+        setattr(cls, name, method)
+    return value
+
+
+@dataclasses.dataclass(slots=True)
+class Slotted:
+    title: Any
+    tags: Any
+
+
+COMPUTING = dict.fromkeys(("__getitem__", "__iter__", "keys", "items", "copy", "__len__"), computed)
+ANSWERING = {"__getattr__": answer}
+FILLED = {"title": "A", "tags": ["new"]}
+
+ODD: dict[str, Callable[[], Any]] = {
+    "scrapy item that computes": lambda: odd(ScrapyItem, late=COMPUTING, **FILLED),
+    "scrapy item that changes": lambda: odd(
+        ScrapyItem, late={"__setitem__": doubled(ScrapyItem)}, **FILLED
+    ),
+    "scrapy item whose values are hidden": lambda: odd(
+        ScrapyItem, late={"_values": property(refuse)}, **FILLED
+    ),
+    "scrapy item that answers": lambda: odd(ScrapyItem, own=ANSWERING, **FILLED),
+    "scrapy item with an argument": lambda: odd(
+        ScrapyItem, 1, own=with_arguments(ScrapyItem), **FILLED
+    ),
+    "scrapy item with a state": lambda: odd(
+        ScrapyItem, own={"__getstate__": lambda self: {"_values": {"title": "B"}}}, **FILLED
+    ),
+    "dict that computes": lambda: odd(dict, late=COMPUTING, **FILLED),
+    "dict that changes": lambda: odd(dict, late={"__setitem__": doubled(dict)}, **FILLED),
+    "dict that refuses": lambda: odd(dict, late={"__setitem__": refuse}, **FILLED),
+    "dict that answers": lambda: odd(dict, own=ANSWERING, **FILLED),
+    "dict with an argument": lambda: odd(dict, 1, own=with_arguments(dict), **FILLED),
+    "dict of attributes": lambda: odd(
+        dict, late={"__getattr__": dict.__getitem__, "__setattr__": dict.__setitem__}, **FILLED
+    ),
+    "dict with a copy": lambda: odd(
+        dict, own={"__copy__": lambda self: type(self)(dict.fromkeys(self, 1))}, **FILLED
+    ),
+    "ordered dict that changes": lambda: odd(
+        collections.OrderedDict, late={"__setitem__": doubled(collections.OrderedDict)}, **FILLED
+    ),
+    "list that computes": lambda: odd(list, [["new"]], late=COMPUTING),
+    "list that refuses": lambda: odd(list, [["new"]], late={"append": refuse, "extend": refuse}),
+    "list with an argument": lambda: odd(list, 1, [["new"]], own=with_arguments(list)),
+    "set that changes": lambda: odd(
+        set, {1}, late={"__init__": lambda self, given: set.__init__(self, map(str, given))}
+    ),
+    "set with an argument": lambda: odd(set, 1, {1}, own=with_arguments(set)),
+    "set with a copy": lambda: odd(set, {1}, own={"__copy__": lambda self: type(self)({2})}),
+    "dataclass that answers": lambda: odd(Dataclass, own=ANSWERING, **FILLED),
+    "dataclass that recurses": lambda: odd(Dataclass, own={"__getattr__": endless}, **FILLED),
+    "dataclass with an argument": lambda: odd(
+        Dataclass,
+        1,
+        own=with_arguments(Dataclass) | {"__new__": lambda cls, _, **__: object.__new__(cls)},
+        **FILLED,
+    ),
+    "dataclass with a copy": lambda: odd(
+        Dataclass, own={"__copy__": lambda self: type(self)("B", [])}, **FILLED
+    ),
+    "dataclass with a field that computes": lambda: odd(
+        Dataclass, own={"__getattribute__": lambda self, name: [name]}, **FILLED
+    ),
+    "dataclass with slots that answers": lambda: odd(Slotted, own=ANSWERING, **FILLED),
+    "attrs item that answers": lambda: odd(shop.AttrsBook, own=ANSWERING, **FILLED),
+    "pydantic model that answers": lambda: odd(shop.Sparse, own=ANSWERING, title=["new"]),
+    "pydantic model with a copy": lambda: odd(
+        shop.Model, own={"__copy__": lambda self: type(self)(title="B")}, title=["new"]
+    ),
+}
+
+
+def held_by(value: Any) -> Any:
+    """Return all that *value* holds, past the methods of its class."""
+    try:
+        held = dict(object.__getattribute__(value, "__dict__"))
+    except AttributeError:
+        held = {}
+    slots = [name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ())]
+    held |= {it: object.__getattribute__(value, it) for it in slots if it in ("title", "tags")}
+    for kind in (dict, list, set):
+        if isinstance(value, kind):
+            held["by itself"] = [*(dict.items(value) if kind is dict else kind.__iter__(value))]
+    return held
+
+
+def lists_in(held: Any) -> set[int]:
+    if isinstance(held, (dict, tuple)):
+        inner = held.values() if isinstance(held, dict) else held
+        return set().union(*map(lists_in, inner))
+    return {id(held)} if type(held) is list else set()
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_copy_holds_what_the_item_holds_whatever_the_methods_of_its_class_do(name: str) -> None:
+    value = ODD[name]()
+    before = copy.deepcopy(held_by(value))
+    for copied in (copy_item(value), copy_item({"value": value})["value"]):
+        assert type(copied) is type(value)
+        assert copied is not value
+        assert held_by(copied) == held_by(value) == before
+        for key, held in held_by(value).items():
+            shared = lists_in(held) & lists_in(held_by(copied)[key])
+            assert key == "by itself" or not shared
+            inner = held if key == "by itself" else []
+            assert not set().union(*map(lists_in, inner)) & set().union(
+                *map(lists_in, held_by(copied).get("by itself", []))
+            )
+
+
+def test_what_branches_stored_is_merged_whatever_an_item_shows_of_it() -> None:
+    item = odd(ScrapyItem, late=COMPUTING | {"__setitem__": doubled(ScrapyItem)}, **FILLED)
+    titled, tagged = copy_item(item), copy_item(item)
+    titled._values["title"] = "B"
+    del tagged._values["tags"]
+    assert merge_changes(item, [titled, tagged]) is item
+    assert item._values == {"title": "B"}
+    row = odd(
+        dict, late={"__getitem__": computed, "items": computed, "__iter__": computed}, **FILLED
+    )
+    result = copy_item(row)
+    dict.__setitem__(result, "title", "B")
+    merged = merge_changes(row, [result])
+    assert dict(dict.items(merged)) == {"title": "B", "tags": ["new"]}
+
+
+def test_what_an_item_has_beside_its_fields_is_copied_but_for_what_is_worked_out() -> None:
+    book = shop.Book("A", [], given=["note"])
+    book.shout()
+    copied = copy_item(book)
+    assert copied._note == ["note"]
+    assert copied._note is not book._note
+    assert vars(copied)["shout"] is vars(book)["shout"]
+    extra = copy_item(shop.Model(more=[1]))
+    assert extra.model_extra == {"more": [1]}
 
 
 def test_a_copy_that_is_the_item_itself_is_not_written_to() -> None:
