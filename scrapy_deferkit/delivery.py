@@ -90,7 +90,7 @@ class Visit:
         self.request = request
         self.letter = letter
         is_kept = letter is None and crawl.delivery is not None
-        self._as_entered = crawl.delivery.copy(item, page_url) if is_kept else None
+        self._as_entered = crawl.delivery.copy(item) if is_kept else None
         self.began = 0.0
         """When the item processor has got it; set where steps are timed."""
         self._release: Callable[[Visit], object] | None = None
@@ -210,7 +210,7 @@ class Delivery:
 
     # ---------------------------------------------------------------------- items as they entered
 
-    def copy(self, item: Any, page_url: str | None) -> Any:
+    def copy(self, item: Any) -> Any:
         """Return *item* as it is now: a copy if that shares nothing, else its stored form.
 
         Whatever the item raises, it is processed: its row then says that nothing is known of it.

@@ -167,6 +167,14 @@ def text_of(error: BaseException) -> str:
         return f"(a {type_of(error).rpartition('.')[2]} that has no text)"
 
 
+def repr_of(error: BaseException | None) -> str:
+    """Return the ``repr`` of *error*, whatever its class does."""
+    try:
+        return repr(error)
+    except Exception:
+        return f"a {type(error).__name__} that has no text"
+
+
 def type_of(error: BaseException) -> str:
     """Return the import path of the class of *error*, whatever that does."""
     try:

@@ -8,8 +8,11 @@ Each wraps processors and is a processor, so they nest anywhere:
 from __future__ import annotations
 
 import logging
+from calendar import timegm
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from email.utils import parsedate_tz
+from time import time
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.python.failure import Failure
@@ -38,7 +41,7 @@ from ._stack import (
     naming,
     refuse_passing,
 )
-from .exceptions import StackConfigError, StepTimeout, add_notes, step_of
+from .exceptions import StackConfigError, StepTimeout, add_notes, repr_of, step_of
 from .merge import copy_item
 from .processor import refuse_unless_taking
 
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from tenacity.stop import stop_base
     from tenacity.wait import wait_base
 
+_T = TypeVar("_T")
+
 
 class Retry(Policy):
     """Call *processor* again when it fails.
@@ -56,8 +61,8 @@ class Retry(Policy):
     *on* says which failures: an exception class, a tuple of them, or a predicate of the
     exception. There are *attempts* in all; between them it waits as *wait* says, by default
     exponentially longer, with jitter. *wait* and *stop* take any of tenacity's; *stop* takes the
-    place of *attempts*. An exception with an attribute ``retry_after`` (in seconds) asks for a
-    wait of its own.
+    place of *attempts*. An exception with an attribute ``retry_after`` asks for a wait of its own:
+    seconds, or text as in the HTTP header, seconds or a date.
 
     Each attempt gets a fresh copy of the item, made by *copy*. What gives up raises the last
     failure, with the attempts in its notes. Counted are ``retried`` and ``gave_up``.
@@ -141,8 +146,29 @@ class Retry(Policy):
         try:
             return bool(self._on(error))
         except Exception as own:
-            add_notes(error, [f"{self.path}: the function on= failed on it: {own!r}"])
+            self._note_own(error, "on", own)
             return False
+
+    def _note_own(self, error: BaseException, argument: str, own: Exception) -> None:
+        note = f"{self.path}: the function {argument}= failed on it: {repr_of(own)}"
+        add_notes(error, [note])
+
+    def _guarded(
+        self, argument: str, function: Callable[[RetryCallState], _T]
+    ) -> Callable[[RetryCallState], _T]:
+        """Let the failure of the step be raised if *function*, tenacity's or not, fails."""
+
+        def call(state: RetryCallState) -> _T:
+            try:
+                return function(state)
+            except Exception as own:
+                assert state.outcome is not None
+                error = state.outcome.exception()
+                assert error is not None
+                self._note_own(error, argument, own)
+                raise error from own
+
+        return call
 
     async def _again(
         self, first: list[Exception], elapsed: float, item: Any, args: Any, kwargs: Any
@@ -170,8 +196,8 @@ class Retry(Policy):
         retrying = tenacity.AsyncRetrying(
             sleep=sleep,
             before=count_first_attempt_in,
-            stop=self._stop or tenacity.stop_after_attempt(self._attempts),
-            wait=_waiting(self._wait or _default_wait()),
+            stop=self._guarded("stop", self._stop or tenacity.stop_after_attempt(self._attempts)),
+            wait=self._guarded("wait", _waiting(self._wait or _default_wait())),
             retry=tenacity.retry_if_exception(self._is_retried),
             reraise=True,
         )
@@ -184,7 +210,7 @@ class Retry(Policy):
             add_notes(
                 error,
                 [
-                    f"Attempt {number} failed with {failure!r}"
+                    f"Attempt {number} failed with {repr_of(failure)}"
                     for number, failure in enumerate(earlier, start=1)
                 ]
                 + [f"{self.path} ended after {len(failures)} attempts"],
@@ -207,11 +233,27 @@ def _default_wait() -> wait_base:
 
 def _waiting(wait: Callable[[RetryCallState], float]) -> Callable[[RetryCallState], float]:
     def seconds(state: RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome is not None else None
-        wanted: Any = getattr(error, "retry_after", None)
-        return float(wanted) if is_number_above_zero(wanted) or wanted == 0 else wait(state)
+        wanted = _retry_after(state.outcome.exception() if state.outcome is not None else None)
+        return wait(state) if wanted is None else wanted
 
     return seconds
+
+
+def _retry_after(error: BaseException | None) -> float | None:
+    """Return the seconds that *error* asks for in ``retry_after``: as a number, or as HTTP does."""
+    try:
+        wanted: Any = getattr(error, "retry_after", None)
+        if isinstance(wanted, bytes):
+            wanted = wanted.decode()
+        if isinstance(wanted, str):
+            date = parsedate_tz(wanted)
+            if date is None:
+                wanted = float(wanted)
+            else:  # unlike mktime_tz(): a date of HTTP is GMT, whether it says so or not
+                wanted = max(0, timegm(date[:9]) - (date[9] or 0) - time())
+        return float(wanted) if is_number_above_zero(wanted) or wanted == 0 else None
+    except Exception:  # of a property, or of text that is neither
+        return None
 
 
 class Timeout(Policy):
@@ -357,7 +399,8 @@ class Fallback(Stack):
                     self._count("fell_back")
                 failures.append(error)
         last = failures.pop()
-        add_notes(last, [f"Before, {step_of(error)} failed: {error!r}" for error in failures])
+        notes = [f"Before, {step_of(error)} failed: {repr_of(error)}" for error in failures]
+        add_notes(last, notes)
         raise last
 
 

@@ -46,6 +46,7 @@ from .exceptions import (
     StackConfigError,
     add_notes,
     mark_step,
+    repr_of,
 )
 from .merge import copy_item, field_of, is_changed, keep_item, merge_changes, set_fields
 from .processor import name_of, refuse_unless_taking, shown
@@ -380,7 +381,7 @@ class Each(Stack):
                 failures.append((position, outcome))
         if failures and not self._drops:
             (_, first), *others = failures
-            notes = [f"Element {at} failed too: {failure.value!r}" for at, failure in others]
+            notes = [f"Element {at} failed too: {repr_of(it.value)}" for at, it in others]
             add_notes(_error_of(first), notes)
             first.raiseException()
         for position, failure in failures:

@@ -13,13 +13,12 @@ from scrapy.http import Request, Response
 from twisted.internet.task import Clock
 
 from scrapy_deferkit import Chain, Each, Tap
-from scrapy_deferkit._config import Config
 from scrapy_deferkit._crawl import Crawl, current_visit
 from scrapy_deferkit._ends import end_as_dropped, end_as_failed
 from scrapy_deferkit._runtime import clock_set_to
 from scrapy_deferkit._stack import naming
 from scrapy_deferkit.deadletters import DeadLetters
-from scrapy_deferkit.delivery import PIPELINES, Delivery, Visit
+from scrapy_deferkit.delivery import PIPELINES, Visit
 from scrapy_deferkit.exceptions import mark_item, mark_step
 from scrapy_deferkit.itemprocessor import _Wait
 from scrapy_deferkit.testing import mock_crawler, run_stack
@@ -156,17 +155,6 @@ async def test_an_item_that_no_log_formatter_takes_is_named_by_its_page(caplog: 
     await end_as_failed(crawler, visit, PAGE, Broken())
     await end_as_dropped(crawler, visit, PAGE, DropItem("no"))
     assert caplog.text.count(f"An item of {URL} ended, and LOG_FORMATTER failed") == 2
-
-
-@pytest.mark.no_runtime
-def test_an_item_that_cannot_be_copied_is_named_by_its_page(caplog: Any, monkeypatch: Any) -> None:
-    crawler = mock_crawler()
-    delivery = Delivery(crawler, Config.from_settings(crawler.settings))
-    monkeypatch.setattr(delivery, "_encode", fail)
-    crawl = Crawl()
-    crawl.delivery = delivery
-    Visit(crawl, PIPELINES, object(), URL)
-    assert f"An item of {URL} cannot be copied: no" in caplog.text
 
 
 @pytest.mark.no_runtime

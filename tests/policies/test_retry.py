@@ -14,7 +14,15 @@ from scrapy.exceptions import CloseSpider, DownloadTimeoutError, DropItem
 from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 
-from scrapy_deferkit import NoItemReturned, Retry, StackConfigError, step_of
+from scrapy_deferkit import (
+    Each,
+    Fallback,
+    NoItemReturned,
+    Retry,
+    StackConfigError,
+    policies,
+    step_of,
+)
 from scrapy_deferkit._runtime import clock_set_to, to_deferred
 from scrapy_deferkit.testing import mock_crawler, run_stack
 
@@ -142,13 +150,81 @@ async def test_a_failure_that_on_does_not_name_ends_it_midway() -> None:
         await Retry(fail, on=ValueError, wait=NO_WAIT)({})
 
 
-async def test_an_exception_may_ask_for_its_own_wait(clock: Clock) -> None:
-    class TryLater(Exception):
-        retry_after = 7
+class TryLater(Exception):
+    retry_after: Any = None
 
-    stack = Retry(Flaky(2, TryLater), on=TryLater, wait=tenacity.wait_fixed(1000))
+
+@pytest.mark.parametrize(
+    ("wanted", "seconds"),
+    [
+        (7, 7),
+        (0, 0),
+        ("7", 7),
+        (b"7", 7),
+        (" 7.0 ", 7),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 7),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 7),
+        (b"Sun Nov  6 08:49:37 1994", 7),
+        ("Sun, 06 Nov 1994 10:49:37 +0200", 7),
+        ("Sun, 06 Nov 1994 08:49:00 GMT", 0),  # it has passed
+        ("soon", 21),
+        ("", 21),
+        ("-7", 21),
+        ("nan", 21),
+        (b"\xff", 21),
+        (-7, 21),
+        (True, 21),
+        (None, 21),
+        ([7], 21),
+    ],
+)
+async def test_an_exception_may_ask_for_its_own_wait(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, wanted: Any, seconds: int
+) -> None:
+    monkeypatch.setattr(policies, "time", lambda: 784111770)  # 08:49:30 that day
+    monkeypatch.setattr(TryLater, "retry_after", wanted)
+    stack = Retry(Flaky(2, TryLater), on=TryLater, wait=tenacity.wait_fixed(21))
     assert await in_time(clock, stack({"a": 1}), step=7) == {"a": 1}
-    assert clock.seconds() == 14
+    assert clock.seconds() == 2 * seconds
+
+
+class Odd(Broken):
+    """Raises whatever one asks of it."""
+
+    @property
+    def retry_after(self) -> Any:
+        raise KeyError("not set yet")
+
+    def __repr__(self) -> str:
+        raise KeyError("not set yet")
+
+    __str__ = __repr__
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        Retry(Flaky(9, Odd), on=Broken, wait=NO_WAIT),
+        Fallback(Flaky(9, Odd), Flaky(9, Odd)),
+        Each("a", Flaky(9, Odd)),
+    ],
+    ids=["Retry", "Fallback", "Each"],
+)
+async def test_an_odd_exception_is_raised_as_it_is(stack: Any) -> None:
+    with pytest.raises(Odd):
+        await stack({"a": [1, 2]})
+
+
+@pytest.mark.parametrize("argument", ["wait", "stop"])
+async def test_a_function_of_ones_own_that_fails_is_noted_on_the_failure(argument: str) -> None:
+    def fail(state: Any) -> Any:
+        raise KeyError("not set yet")
+
+    stack = Retry(Flaky(9), on=Broken, **{argument: fail})
+    with pytest.raises(Broken) as error:
+        await stack({})
+    note = f"Retry: the function {argument}= failed on it: KeyError('not set yet')"
+    assert note in error.value.__notes__
 
 
 async def test_without_wait_it_waits_longer_each_time(clock: Clock) -> None:
