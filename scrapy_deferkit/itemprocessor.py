@@ -42,6 +42,7 @@ from ._scrapy import look_whether_to_close, spider_arguments
 from ._secrets import shown_arguments
 from ._stack import contained, nothing_returned
 from ._watchdog import FIRST_WARNING, GRACE, Watchdog
+from .defer import process_parallel_async
 from .delivery import PIPELINES, Delivery, Visit
 from .exceptions import (
     ClosingError,
@@ -287,7 +288,9 @@ class DeferKitItemProcessor(ItemPipelineManager):
         if self.crawler is not None:
             self._delivery = await Delivery.begin(self.crawler)
         try:
-            await super().open_spider_async()
+            # Not Scrapy's, which warns of a Deferred: here it goes on working.
+            opening = [partial(self._call, method) for method in self.methods["open_spider"]]
+            await process_parallel_async(opening, None)
         except BaseException:
             if self._delivery is not None:
                 await self._delivery.close()
@@ -529,9 +532,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
             assert method is not None
             has_name = hasattr(method, "__qualname__")
             name = global_object_name(method) if has_name else repr(method)
-            wants_spider = method in self._mw_methods_requiring_spider
             try:
-                result: Any = method(self._spider) if wants_spider else method()
+                result = self._call(method)
                 if is_pending(result):
                     deferred: Deferred[Any] = to_deferred(result)
                     deferred.addErrback(self._note_failed_close, name, errors)
@@ -544,6 +546,10 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 await settled(deferred)
         finally:
             warning.cancel()
+
+    def _call(self, method: Any, _: Any = None) -> Any:
+        wants_spider = method in self._mw_methods_requiring_spider
+        return method(self._spider) if wants_spider else method()
 
     def _note_failed_close(self, failure: Failure, name: str, errors: list[BaseException]) -> None:
         error = failure.value
