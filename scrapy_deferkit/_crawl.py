@@ -52,7 +52,7 @@ class Crawl:
         self.ended = 0
         """How many have ended, and are scraped, dropped or failed."""
 
-        self.keep_request: Callable[[Any], object] | None = None
+        self.keep_request: Callable[[Any], bool] | None = None
         """Called with the request of an item that has no safe end; ``None`` without a job."""
 
         self.on_failed: Callable[[], object] | None = None

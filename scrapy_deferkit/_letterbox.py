@@ -42,7 +42,7 @@ _PATIENCE = 30.0
 
 
 _LONGEST_NAME = 200
-"""Letters of a file's name that are a spider's; a folder takes 255, with what SQLite puts to it."""
+"""Characters of a file's name that are of a spider's; 255 are allowed, with those SQLite adds."""
 
 
 class LetterBox:
@@ -223,28 +223,19 @@ class LetterBox:
             self._most = 0  # it is closing: that is said once
             close_spider(self._crawler, "dead_letters_full")
 
-    async def tell_of_lost(self, failed: Failed, trouble: Exception, *, is_replayed: bool) -> None:
-        """Log *failed*, which could not be written because of *trouble*: all of it if it is lost.
+    async def tell_of_unkept(self, failed: Failed, trouble: Exception, left: str) -> None:
+        """Log all of *failed*, which could not be written because of *trouble*, and what is *left*.
 
         Closes the crawl if it was not this letter but the store: the others would be lost too.
         """
         count(self._crawler, "items/not_dead_lettered")
-        if is_replayed:
-            self._log(
-                "The item of the dead letter %s has failed again (%s), which could not be noted; "
-                "the letter stays as it was: %s",
-                failed.id,
-                failed.error_type,
-                trouble,
-            )
-        else:
-            self._log(
-                "A failed item could not be kept as a dead letter: %s This is all that is left of "
-                "the item: %s",
-                trouble,
-                json.dumps(asdict(failed), default=str),
-                level=logging.CRITICAL,
-            )
+        self._log(
+            "A failed item could not be kept as a dead letter: %s %s: %s",
+            trouble,
+            left,
+            json.dumps(asdict(failed), default=str),
+            level=logging.CRITICAL,
+        )
         try:
             if isinstance(trouble, DeadLettersUnavailable):
                 raise trouble

@@ -118,10 +118,13 @@ class Visit:
         """Call *release* with this visit once, when the item leaves its stage."""
         self._release = release
 
-    def has_no_safe_end(self) -> None:
-        """Have the request that the item comes from crawled again in the next run of the job."""
-        if self.request is not None and self._crawl.keep_request is not None:
-            self._crawl.keep_request(self.request)
+    def has_no_safe_end(self) -> bool:
+        """Have the request that the item comes from crawled again in the next run of the job.
+
+        Returns whether it is.
+        """
+        keep = self._crawl.keep_request
+        return self.request is not None and keep is not None and keep(self.request)
 
     def leave(self) -> None:
         """Leave the stage: whatever is done for the item from now on needs no slot."""
@@ -267,8 +270,14 @@ class Delivery:
         try:
             await resolve(self.letters.put(failed, is_replayed=visit.letter is not None))
         except Exception as trouble:
-            visit.has_no_safe_end()
-            await self.letters.tell_of_lost(failed, trouble, is_replayed=letter is not None)
+            is_crawled_again = visit.has_no_safe_end()
+            if letter is not None:
+                left = "The letter stays as it was"
+            elif is_crawled_again:
+                left = "Its page is crawled again in the next run of the job"
+            else:
+                left = "This is all that is left of the item"
+            await self.letters.tell_of_unkept(failed, trouble, left)
             return None
         finally:
             visit.leave()

@@ -582,12 +582,17 @@ class Scheduler(BaseScheduler):
         if isinstance(error, _IS_NO_END):
             self._kept.add(request)
 
-    def keep(self, request: Request) -> None:
-        """Let *request* stay in the file, since what it brought is not safe."""
-        if request in self._in_work:
+    def keep(self, request: Request) -> bool:
+        """Let *request* stay in the file, since what it brought is not safe.
+
+        Returns whether it is certain that the next run crawls it again.
+        """
+        number = self._in_work.get(request)
+        if number is not None:
             self._kept.add(request)
         else:  # it is not known which one this is: all stay from now on
             self._is_frozen = True
+        return number not in (None, _IN_MEMORY)
 
     def _on_scraped(self, request: Request) -> None:
         self._scraping.discard(request)

@@ -375,6 +375,8 @@ async def test_a_page_whose_dead_letter_is_lost_is_crawled_again(
     pipelines = (Submitting, Bad)
     trace = await job.stays(spider, *pipelines, error=ValueError("bad"), mend=lost_letters)
     assert numbers(trace.scraped) == [0, 2]
+    (said,) = [it.getMessage() for it in trace.log if it.levelname == "CRITICAL"]
+    assert "Its page is crawled again in the next run of the job: {" in said
 
 
 async def test_a_page_whose_dead_letter_of_an_errbacks_item_is_lost_is_crawled_again(
