@@ -233,6 +233,8 @@ def test_the_settings_and_the_pipelines_make_the_exit_code(project: Project) -> 
     project.scrapy("deferkit", "crawl", "books", "-s", "DEFERKIT_MAX_FAILED_ITEMS=1", code=0)
     (project.folder / "repaired").unlink()
     project.scrapy("deferkit", "crawl", "books", "-s", "DEFERKIT_MAX_FAILED_ITEMS=1", code=2)
+    said = project.scrapy("deferkit", "crawl", "books", "-s", "ADDONS={}", code=1).stderr
+    assert said.endswith("books: 1 delivered, 1 dropped, 2 failed\n")
     bad = ("-s", "DEFERKIT_MAX_FAILED_ITEMS=many", "--summary", "out.json")
     said = project.scrapy("deferkit", "crawl", "books", *bad, code=3).stderr
     assert "books did not start: the log says why" in said
