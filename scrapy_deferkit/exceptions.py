@@ -81,7 +81,7 @@ class ClosingError(DeferKitError):
 
     def __init__(self, stack: str, errors: Sequence[BaseException]) -> None:
         self.errors: tuple[BaseException, ...] = tuple(errors)
-        listed = "; ".join(f"{type(error).__name__}: {error}" for error in self.errors)
+        listed = "; ".join(f"{_name_of(error)}: {text_of(error)}" for error in self.errors)
         self.stack = stack
         super().__init__(f"{stack}: {len(self.errors)} failed to close: {listed}")
 
@@ -164,15 +164,16 @@ def text_of(error: BaseException) -> str:
         # Scrapy's CloseSpider says nothing by itself.
         return str.__str__(str(error) or str(_attributes_of(error).get("reason") or ""))
     except Exception:
-        return f"(a {type_of(error).rpartition('.')[2]} that has no text)"
+        return f"(a {_name_of(error)} that has no text)"
 
 
 def repr_of(error: BaseException | None) -> str:
-    """Return the ``repr`` of *error*, whatever its class does."""
+    """Return the ``repr`` of *error*; its type and text if its class has none."""
     try:
-        return repr(error)
+        return str.__str__(repr(error))
     except Exception:
-        return f"a {type(error).__name__} that has no text"
+        assert error is not None
+        return f"<{type_of(error)}: {text_of(error)}>"
 
 
 def type_of(error: BaseException) -> str:
@@ -181,6 +182,10 @@ def type_of(error: BaseException) -> str:
         return str.__str__(global_object_name(type(error)))
     except Exception:  # a metaclass may do anything
         return "exception without a name"
+
+
+def _name_of(error: BaseException) -> str:
+    return type_of(error).rpartition(".")[2]
 
 
 def _attributes_of(error: BaseException) -> dict[str, Any]:

@@ -549,7 +549,7 @@ def _is_frozen_model(item: Any, changes: Iterable[str], deleted: Iterable[str]) 
 
 def _rebuild(item: Any, changes: Mapping[str, Any], deleted: Iterable[str]) -> Any:
     if not _takes_by_constructor(item, changes):
-        rebuilt = copy.copy(item)
+        rebuilt = _copy_outer(item)
         for field, value in changes.items():
             object.__setattr__(rebuilt, field, value)
     elif dataclasses.is_dataclass(item):

@@ -13,7 +13,7 @@ from ._ends import end_as_failed
 from ._runtime import Repeated, now, sleep, spawn
 from ._scrapy import engine_of, is_closing
 from .delivery import PIPELINES, SPIDER_STACK, Visit
-from .exceptions import DeferKitError
+from .exceptions import DeferKitError, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -175,7 +175,7 @@ class Replay:
 
     def _has_failed(self, error: BaseException) -> None:
         count(self._crawler, "replay/errors")
-        self._log("Dead letters could not be taken; they stay as they are: %s", error)
+        self._log("Dead letters could not be taken; they stay as they are: %s", text_of(error))
 
     def _log(self, message: str, *args: object) -> None:
         logger.error(message, *args, extra={"spider": self._crawler.spider})

@@ -381,7 +381,7 @@ class Each(Stack):
                 failures.append((position, outcome))
         if failures and not self._drops:
             (_, first), *others = failures
-            notes = [f"Element {at} failed too: {repr_of(it.value)}" for at, it in others]
+            notes = [f"Element {at} failed too: {repr_of(_error_of(it))}" for at, it in others]
             add_notes(_error_of(first), notes)
             first.raiseException()
         for position, failure in failures:
@@ -391,11 +391,11 @@ class Each(Stack):
     def _count_dropped(self, position: int, failure: Failure, item: str) -> None:
         self._log(
             logging.WARNING,
-            "element %d of the field %r of %s failed and was dropped: %r",
+            "element %d of the field %r of %s failed and was dropped: %s",
             position,
             self._field,
             item,
-            failure.value,
+            repr_of(_error_of(failure)),
         )
         self._count("elements_dropped")
 

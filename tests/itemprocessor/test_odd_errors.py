@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from scrapy_deferkit import Chain, StackSpiderMiddleware
+from scrapy_deferkit import Chain, Each, Fallback, Retry, StackSpiderMiddleware
 from scrapy_deferkit._config import Config
 from scrapy_deferkit._runtime import turn
 from scrapy_deferkit.codec import Encoded
 from scrapy_deferkit.deadletters import DeadLetters
 from scrapy_deferkit.delivery import Delivery
-from scrapy_deferkit.exceptions import add_notes, mark_step, step_of, text_of
-from scrapy_deferkit.testing import mock_crawler
+from scrapy_deferkit.exceptions import ClosingError, add_notes, mark_step, step_of, text_of
+from scrapy_deferkit.testing import mock_crawler, run_stack
 
 from .crawling import crawl_with, numbered, numbers, page
 
@@ -165,3 +165,40 @@ async def test_an_item_fails_whatever_the_spiders_stack_raises(step: Any) -> Non
     assert numbers(trace.scraped) == [5, 6, 7]
     assert trace.crawler.stats.get_value("deferkit/items/dead_lettered") == len(ODD)
     assert trace.reason == "finished"
+
+
+class Wordless(Mute):
+    __repr__ = Mute.__str__
+
+
+def raise_wordless(value: Any) -> Any:
+    raise Wordless
+
+
+@pytest.mark.parametrize(
+    "stack",
+    [
+        Fallback(raise_wordless, raise_wordless),
+        Retry(raise_wordless, on=Wordless, attempts=3, wait=lambda state: 0),
+        Each("tags", raise_wordless),
+    ],
+    ids=type,
+)
+async def test_what_is_noted_of_earlier_failures_does_not_replace_the_last(stack: Any) -> None:
+    (failed,) = (await run_stack(stack, [{"tags": [1, 2]}])).failed
+    assert type(failed.exception) is Wordless
+    assert "Wordless that has no text)>" in "".join(vars(failed.exception)["__notes__"])
+
+
+async def test_an_element_is_dropped_whatever_its_failure_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended = await run_stack(Each("tags", raise_wordless, on_error="drop"), [{"tags": [1, 2]}])
+    assert ended.scraped == [{"tags": []}]
+    assert "was dropped: <" in caplog.messages[0]
+
+
+@pytest.mark.no_runtime
+def test_all_that_failed_to_close_is_told_of() -> None:
+    error = ClosingError("shop", [Wordless(), ValueError("no")])
+    assert str(error).endswith("Wordless: (a Wordless that has no text); ValueError: no")
