@@ -646,9 +646,8 @@ def _found(store: DeadLetters, wanted: str) -> list[str]:
     letter = store.get(wanted)
     if letter is not None:
         return [letter.id]
-    head, _, number = wanted.rpartition("-")
-    ids = (it.id for it in store.select()) if head else ()
-    return [it for it in ids if it.startswith(head) and it.rpartition("-")[2] == number]
+    head, dash, number = wanted.rpartition("-")
+    return store.find(head, f"{dash}{number}") if head else []
 
 
 # -------------------------------------------------------------------------------- what is shown

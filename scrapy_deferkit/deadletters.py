@@ -131,6 +131,7 @@ _DRIVERS = {
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
 _PAGE = 500
+_PAGE_SIZE = 16_000_000  # characters of items
 _ORDER = (_columns.failed_at, _columns.id)
 
 _START = "start the server, or correct DEFERKIT_DEAD_LETTERS_URL"
@@ -248,27 +249,33 @@ class DeadLetters:
         page = _reading.where(*_where(selection)).order_by(*_ORDER).limit(size)
         further = page
         while True:
+            rows: list[Mapping[Any, Any]] = []
             with self._transaction() as connection:
-                rows = connection.execute(further).mappings().all()
-            yield from map(_letter_of, rows)
-            if len(rows) < size:
+                _read_page(connection, further, rows)
+            if not rows:
                 return
+            yield from map(_letter_of, rows)
             last = sa.tuple_(*(sa.literal(rows[-1][column.name], _TEXT) for column in _ORDER))
             further = page.where(sa.tuple_(*_ORDER) > last)
 
     def get(self, id_or_prefix: str) -> DeadLetter | None:
         """Give the letter whose id this is, or the only one whose id begins so."""
-        within = (_columns.id >= id_or_prefix, _columns.id < id_or_prefix + "\U0010ffff")
-        with self._transaction() as connection:
-            found = _reading.where(*within).order_by(_columns.id).limit(5)
-            letters = [_letter_of(row) for row in connection.execute(found).mappings()]
-        if len(letters) > 1 and letters[0].id != id_or_prefix:
-            ids = ", ".join(letter.id for letter in letters)
+        ids = self.find(id_or_prefix)
+        if len(ids) > 1 and ids[0] != id_or_prefix:
             raise DeadLettersError(
                 f"{id_or_prefix!r} is the beginning of several ids of the dead letters at "
-                f"{self.url}: {ids}{', ...' if len(letters) == 5 else ''}. Give more of the id."
+                f"{self.url}: {', '.join(ids)}{', ...' if len(ids) == 5 else ''}. Give more of the "
+                "id."
             )
-        return letters[0] if letters else None
+        return next(self.select(Selection(ids=ids[:1])), None)
+
+    def find(self, beginning: str, end: str = "") -> list[str]:
+        """Return the first 5 ids that begin and end so, in their order."""
+        within = (_columns.id >= beginning, _columns.id < beginning + "\U0010ffff")
+        ends = _columns.id.endswith(end, autoescape=True) if end else sa.true()
+        with self._transaction() as connection:
+            found = sa.select(_columns.id).where(*within, ends).order_by(_columns.id).limit(5)
+            return list(connection.scalars(found))
 
     def edit(self, letter_id: str, item: str, item_type: str) -> None:
         """Put a corrected *item* in the place of what the letter has; nothing is missing then.
@@ -314,6 +321,7 @@ class DeadLetters:
     ) -> list[DeadLetter]:
         """Lease at most *limit* letters of *selection* to *owner*, the oldest failures first.
 
+        They are fewer where their items are large, and none only when there are no more.
         None that has failed again since this owner's first take, in its own run or in another, is
         given once more, so runs come to an end. Those whose owner let its lease end come last.
         """
@@ -332,7 +340,7 @@ class DeadLetters:
             for available in (_columns.leased_by.is_(None), ended):
                 wanted = _reading.where(*due, available).order_by(*_ORDER).limit(limit - len(rows))
                 wanted = wanted.with_for_update(of=_letters, skip_locked=True)
-                rows.extend(connection.execute(wanted).mappings())
+                _read_page(connection, wanted, rows)
             until = now + timedelta(seconds=lease_seconds)
             lease: dict[str, Any] = {"leased_by": owner, "leased_until": until}
             for some in _in_pages(row["id"] for row in rows):
@@ -538,6 +546,19 @@ def _traceback_key(failure: Failed) -> str:
 _reading = sa.select(
     _letters, sa.func.coalesce(_tracebacks.c.traceback, "").label("traceback")
 ).outerjoin_from(_letters, _tracebacks, _columns.traceback_key == _tracebacks.c.key)
+
+
+def _read_page(connection: Connection, query: sa.Select[Any], rows: list[Any]) -> None:
+    """Add what *query* gives to *rows*: one row at least, and no more when the items are large."""
+    size = sum(len(row["item"]) for row in rows)
+    # A server would else send all that there is.
+    query = query.execution_options(stream_results=True, max_row_buffer=20)
+    with connection.execute(query) as result:
+        for row in result.mappings():
+            rows.append(row)
+            size += len(row["item"])
+            if size >= _PAGE_SIZE:
+                return
 
 
 # What the fields of a selection mean.

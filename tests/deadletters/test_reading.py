@@ -204,3 +204,24 @@ def test_a_lost_traceback_leaves_the_letter(letters: DeadLetters, url: str) -> N
     letters.put([failed("a")])
     run_sql(url, "DELETE FROM deferkit_tracebacks")
     assert [(each.id, each.traceback) for each in letters.take(ALL, 1, "me", 60)] == [("a", "")]
+
+
+def test_pages_end_early_where_items_are_large(
+    letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadletters, "_PAGE_SIZE", 250)
+    letters.put([failed(f"{number}", number, item="x" * 100) for number in range(7)])
+    listed = letters.select()
+    next(listed)
+    letters.delete(Selection(ids=["2", "3", "5"]))  # 0 to 2 have been read
+    assert [letter.id for letter in listed] == ["1", "2", "4", "6"]
+    assert [letter.id for letter in letters.take(ALL, 9, "me", 60)] == ["0", "1", "4"]
+    assert [letter.id for letter in letters.take(ALL, 9, "me", 60)] == ["6"]
+
+
+def test_an_id_is_found_by_how_it_begins_and_ends(letters: DeadLetters) -> None:
+    letters.put([failed(each) for each in ("ab-1", "ab-11", "ac-1", "a-2", "a%-3", "b-1")])
+    assert letters.find("a", "-1") == ["ab-1", "ac-1"]
+    assert letters.find("ab") == ["ab-1", "ab-11"]
+    assert letters.find("a", "%-3") == ["a%-3"]
+    assert letters.find("c") == letters.find("a", "_1") == []
