@@ -441,7 +441,8 @@ class _Writer:
     def _write_base(self, value: Any, cls: type, where: _Where) -> Any:
         base = _base_of(cls)
         plain = None if base is None else _AS_BASE[base](value)
-        if plain is None or (base in _ABSTRACT and plain != value):
+        is_equal = base not in _ABSTRACT or plain == value or str(plain) == "nan"
+        if plain is None or not is_equal:
             return self._leave_out(value, where)
         self._note_change(cls, type(plain).__name__)
         self._held.append(plain)  # so that no other value gets its id
