@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import scrapy
 
 from scrapy_deferkit._config import Config
 from scrapy_deferkit._crawl import crawl_of
-from scrapy_deferkit.codec import UnstorableValue
+from scrapy_deferkit.codec import CodecError, UnstorableValue
 from scrapy_deferkit.deadletters import DeadLetters
 from scrapy_deferkit.delivery import PIPELINES, Delivery, Visit
 from scrapy_deferkit.testing import mock_crawler
@@ -111,6 +112,23 @@ async def test_a_gap_is_told_once_and_when_the_item_becomes_a_letter(
         assert letter.missing
         with pytest.raises(UnstorableValue):
             delivery.codec.decode(letter.item)
+
+
+class Books(scrapy.Spider):
+    name = "books"
+
+
+@pytest.mark.no_runtime
+def test_a_crawl_reads_classes_of_the_module_of_its_spider() -> None:
+    codecs = []
+    for spider in (Books, None):
+        crawler = mock_crawler(spider=spider)
+        codecs.append(Delivery(crawler, Config.from_settings(crawler.settings)).codec)
+    own, other = codecs
+    text = other.encode(Book(["a"])).text
+    assert own.decode(text) == Book(["a"])
+    with pytest.raises(CodecError, match="may not be built"):
+        other.decode(text)
 
 
 class Title(str):
