@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,9 @@ class Crawl:
 
         self.ended = 0
         """How many have ended, and are scraped, dropped or failed."""
+
+        self.replayed: Counter[str] = Counter()
+        """How many dead letters of a replay have ended, by how."""
 
         self.keep_request: Callable[[Any], bool] | None = None
         """Called with the request of an item that has no safe end; ``None`` without a job."""

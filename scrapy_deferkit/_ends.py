@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 async def end_as_dropped(crawler: Crawler, visit: Visit, response: Any, error: DropItem) -> None:
     """Log and signal that the item of *visit* was dropped."""
-    visit.done()
+    visit.done("dropped")
     _log(crawler, "dropped", visit, error, response)
     await crawler.signals.send_catch_log_async(
         signals.item_dropped,

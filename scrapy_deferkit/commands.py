@@ -15,13 +15,16 @@ import subprocess
 import sys
 import tempfile
 from argparse import ArgumentTypeError
-from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 from functools import cache, cached_property, partial
+from importlib import import_module
+from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
+from pkgutil import iter_modules
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -35,12 +38,14 @@ from scrapy.spiderloader import get_spider_loader
 from scrapy.utils.conf import build_component_list
 from scrapy.utils.misc import load_object
 from scrapy.utils.project import inside_project
+from scrapy.utils.spider import iter_spider_classes
 
+from ._crawl import crawl_of
 from ._crawl_command import CrawlCommand
 from ._job_command import add_job_options, run_job_command
 from ._letterbox import default_folder, default_url
 from .codec import Codec, CodecError, UnstorableValue
-from .exceptions import DeadLettersError, DeferKitError, StackConfigError
+from .exceptions import DeadLettersError, DeferKitError, StackConfigError, counted, text_of
 from .gate import ItemGate
 from .itemprocessor import DeferKitItemProcessor
 from .replay import ReplayOrder
@@ -49,11 +54,11 @@ from .signals import item_dead_lettered
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from types import ModuleType
 
     from scrapy import Spider
     from scrapy.settings import BaseSettings, Settings
-    from scrapy.spiderloader import SpiderLoaderProtocol
 
     from .deadletters import DeadLetter, DeadLetters, Selection
 
@@ -61,8 +66,10 @@ _ADDON = 'ADDONS = {"scrapy_deferkit.Addon": 500}'
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _COLUMNS = ("id", "spider", "arguments", "step", "error", "attempts", "failed", "page", "notes")
+# What each column needs at least on a terminal, the most important first.
+_LEAST = dict(id=40, error=24, step=12, failed=8, attempts=8, notes=12, spider=8, page=16)  # noqa: C408
+_TABLE = 1000
 _LOOKS: dict[str, dict[str, Any]] = {
-    "id": {"no_wrap": True},
     "attempts": {"justify": "right"},
     "notes": {"style": "red"},
 }
@@ -180,6 +187,8 @@ class Command(BaseRunSpiderCommand):
 
     def run(self, args: list[str], opts: argparse.Namespace) -> None:
         """Do what is asked for; the exit code tells how it went."""
+        if isinstance(sys.stdout, TextIOWrapper):  # a terminal may know ASCII alone
+            sys.stdout.reconfigure(errors="backslashreplace")
         if opts.what == "crawl":
             self._crawl.crawler_process = self.crawler_process
             self._crawl.run(args, opts)
@@ -224,17 +233,25 @@ class Command(BaseRunSpiderCommand):
 
     def _list(self, words: list[str], opts: argparse.Namespace) -> None:
         _refuse(words, opts, "list", "all")
-        letters = (letter for store, meant in self._places(opts) for letter in store.select(meant))
-        rows = ((letter, self._notes(letter)) for letter in islice(letters, opts.limit))
+        places = self._places(opts)
+        is_table = sys.stdout.isatty() and not opts.json
+        limit = _screenful() if is_table and opts.limit is None else opts.limit
+        letters = chain.from_iterable(store.select(meant, limit) for store, meant in places)
+        rows = ((letter, self._notes(letter)) for letter in islice(letters, limit))
         if opts.json:
             for letter, notes in rows:
                 _put(json.dumps(_described(letter, notes)))
             return
         first = next(rows, None)
         if first is None:
-            _say("There are no dead letters.")
-        elif sys.stdout.isatty():
-            _print_table(list(chain([first], rows)))
+            _say(self._none(opts))
+        elif is_table:
+            shown = _print_tables(chain([first], rows))
+            total = sum(store.count(meant) for store, meant in places)
+            more = (
+                "" if shown == total else f", the first {shown:,} are shown: --limit N shows more"
+            )
+            _say(f"{counted(total, 'dead letter')}{more}")
         else:
             _put("\t".join(_COLUMNS))
             for letter, notes in chain([first], rows):
@@ -294,7 +311,16 @@ class Command(BaseRunSpiderCommand):
         for store, selection in self._places(opts):
             deleted = store.delete(selection, left)
             number, left = number + deleted, None if left is None else left - deleted
-        _put(f"{number} dead letter{'' if number == 1 else 's'} deleted.")
+        _put(f"{counted(number, 'dead letter')} deleted.")
+        if not number and not opts.all:
+            _say(self._none(opts))
+
+    def _none(self, opts: argparse.Namespace) -> str:
+        """Say that the filters match nothing, and what they were to choose from."""
+        from .deadletters import DeadLetters
+
+        urls = [opts.url] if opts.url else self._urls(None)
+        return _none_of(sum(DeadLetters(url).count() for url in urls))
 
     def _one(
         self, words: list[str], opts: argparse.Namespace, action: str, *wrong: str
@@ -312,12 +338,10 @@ class Command(BaseRunSpiderCommand):
         raise DeadLettersError(f"There is no dead letter {words[0]}.")
 
     def _places(self, opts: argparse.Namespace) -> list[tuple[DeadLetters, Selection]]:
-        return _places(opts, opts.spider, self._urls(opts))
+        return _places(opts, opts.spider, [opts.url] if opts.url else self._urls(opts.spider))
 
-    def _urls(self, opts: argparse.Namespace) -> list[str]:
-        if opts.url:
-            return [opts.url]
-        names = self._spiders() if opts.spider is None else [opts.spider]
+    def _urls(self, spider: str | None) -> list[str]:
+        names = self._spiders() if spider is None else [spider]
         return list(dict.fromkeys(map(self._url_of, names)))
 
     def _url_of(self, spider: str) -> str:
@@ -326,12 +350,19 @@ class Command(BaseRunSpiderCommand):
     def _spiders(self) -> list[str]:
         """Give the spiders of the project, and those others that have left a file."""
         files = default_folder().glob("*.sqlite")
-        return sorted({*self._loader.list(), *(unquote(file.stem) for file in files)})
+        return sorted({*self._classes, *(unquote(file.stem) for file in files)})
 
     @cached_property
-    def _loader(self) -> SpiderLoaderProtocol:
-        AddonManager.load_pre_crawler_settings(self._its_settings)
-        return get_spider_loader(self._its_settings)
+    def _classes(self) -> dict[str, type[Spider]]:
+        """The spiders of the project that can be imported, by name."""
+        settings = self._its_settings
+        AddonManager.load_pre_crawler_settings(settings)
+        try:
+            loader = get_spider_loader(settings)
+            return {name: loader.load(name) for name in loader.list()}
+        except Exception:  # of one of their modules: each by itself
+            modules = _modules(settings.getlist("SPIDER_MODULES"))
+            return {cls.name: cls for module in modules for cls in iter_spider_classes(module)}
 
     @property
     def _its_settings(self) -> Settings:
@@ -341,11 +372,8 @@ class Command(BaseRunSpiderCommand):
     def _settings_of(self, spider: str) -> BaseSettings:
         """Give the settings of *spider*; those of the project where there is no such spider."""
         settings = self._its_settings.copy()
-        try:
-            found = self._loader.load(spider)
-        except KeyError:
-            return settings
-        found.update_settings(settings)
+        if spider in self._classes:
+            self._classes[spider].update_settings(settings)
         return settings
 
     def _notes(self, letter: DeadLetter) -> dict[str, str]:
@@ -365,6 +393,8 @@ class Command(BaseRunSpiderCommand):
     def _replay(self, words: list[str], opts: argparse.Namespace) -> None:
         if len(words) != 1:
             raise UsageError("replay needs one SPIDER, as in scrapy deferkit replay SPIDER")
+        from .deadletters import Selection
+
         settings, process = self._its_settings, self.crawler_process
         assert process is not None
         (name,) = words
@@ -393,23 +423,42 @@ class Command(BaseRunSpiderCommand):
         if opts.limit is not None:
             total = min(total, opts.limit)
         if not total:
-            _say(f"There are no dead letters of {name} to replay.")
+            ours = Selection(spider=name, items_only=True)
+            _say(_none_of(sum(store.count(ours) for store, _ in places), f" of {name} to replay"))
             return
         ((store, selection),) = meant
         settings.set("DEFERKIT_REPLAY", ReplayOrder(selection, opts.limit, opts.lease), "cmdline")
         crawler = process.create_crawler(_without_start(spidercls))
         tally = _Tally(crawler)
-        with _progress(total) as tally.advance:
+        with _progress(total) as tally.show:
             process.crawl(crawler, **opts.spargs)
             process.start()
-        troubles, failed = list(tally.troubles()), tally.ended[_ENDS[item_dead_lettered]]
+        troubles, failed = list(tally.troubles()), tally.ended["failed again"]
         left = total - tally.ended.total()
         if left > 0 and not troubles:
             left = min(left, store.count(selection) - failed)
         if left > 0:
             troubles.append(f"{left} not replayed, or held by another replay")
-        _say(", ".join([*(f"{tally.ended[how]} {how}" for how in _ENDS.values()), *troubles]))
+        if tally.did_not_start:
+            _offer_arguments(name, store, selection, opts.spargs)
+        _say(", ".join([*(f"{tally.ended[how]} {how}" for how in _ENDS), *troubles]))
         self.exitcode = int(bool(failed or troubles or process.bootstrap_failed))
+
+
+def _modules(paths: Iterable[str]) -> Iterator[ModuleType]:
+    """Yield the modules at and below *paths*; say which cannot be imported."""
+    for path in paths:
+        try:
+            module = import_module(path)
+        except Exception as error:
+            _say(
+                f"Cannot import {path}: {type(error).__name__}: {text_of(error)}. The dead letters "
+                "of its spiders are looked for where the project's settings say"
+            )
+            continue
+        yield module
+        inner = iter_modules(getattr(module, "__path__", ()))
+        yield from _modules(f"{path}.{it.name}" for it in inner)
 
 
 def _without_start(spidercls: type[Spider]) -> type[Spider]:
@@ -425,36 +474,49 @@ def _without_start(spidercls: type[Spider]) -> type[Spider]:
     return type(spidercls.__name__, (spidercls,), {**same, "start": start})
 
 
-_ENDS: dict[object, str] = {
-    signals.item_scraped: "delivered",
-    signals.item_dropped: "dropped",
-    item_dead_lettered: "failed again",
-}
+def _offer_arguments(
+    name: str, store: DeadLetters, selection: Selection, given: dict[str, str]
+) -> None:
+    """Say which arguments the spider had as its letters were left, if they are not *given*."""
+    for letter in store.select(selection, 1):
+        arguments = _parsed(letter.spider_args)
+        if isinstance(arguments, dict) and arguments.keys() - given.keys():
+            words = (f"-a {shlex.quote(f'{key}={arguments[key]}')}" for key in arguments)
+            _say(
+                f"The crawl that left the dead letter {letter.id} had arguments; perhaps "
+                f"{name} needs them: scrapy deferkit replay {name} {' '.join(words)}"
+            )
+
+
+_ENDS = ("delivered", "dropped", "failed again")
 
 
 class _Tally:
-    """How the letters of a replay have ended."""
+    """How the letters of a replay have ended: not the items, which they may have children of."""
 
     def __init__(self, crawler: Crawler) -> None:
-        self.ended: Counter[str] = Counter()
-        self.advance: Callable[[], object] | None = None
+        self.ended = crawl_of(crawler).replayed
+        self.show: Callable[[int], object] | None = None
         self._reason: str | None = None
         self._crawler = crawler
-        for signal in _ENDS:
+        for signal in (signals.item_scraped, signals.item_dropped, item_dead_lettered):
             crawler.signals.connect(self._on_end, signal)
         crawler.signals.connect(self._on_closed, signals.spider_closed)
 
-    def _on_end(self, signal: object) -> None:
-        self.ended[_ENDS[signal]] += 1
-        if self.advance is not None:
-            self.advance()
+    def _on_end(self) -> None:
+        if self.show is not None:
+            self.show(self.ended.total())
 
     def _on_closed(self, reason: str) -> None:
         self._reason = reason
 
+    @property
+    def did_not_start(self) -> bool:
+        return self._reason is None
+
     def troubles(self) -> Iterator[str]:
         """Yield what went wrong beside the items that failed."""
-        if self._reason is None:
+        if self.did_not_start:
             yield "the crawl did not start"
             return
         if self._reason != "finished":
@@ -462,6 +524,7 @@ class _Tally:
         for key, what in (
             ("replay/not_removed", "delivered and still there"),
             ("items/not_dead_lettered", "failed and left as they were"),
+            ("items/dead_lettered", "new, of items that these have led to"),
             ("items/errors", "errors outside the pipelines"),
             ("replay/errors", "troubles with the store"),
         ):
@@ -512,8 +575,8 @@ def _is_a(base: type, path: Any) -> bool:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], object] | None]:
-    """Show a bar on a terminal, beneath the log; give what moves it on."""
+def _progress(total: int) -> Iterator[Callable[[int], object] | None]:
+    """Show a bar on a terminal, beneath the log; give what is told how many have ended."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -524,7 +587,7 @@ def _progress(total: int) -> Iterator[Callable[[], object] | None]:
     console, to_terminal = Console(stderr=True, soft_wrap=True), sys.stdout.isatty()
     with Progress(*columns, console=console, redirect_stdout=to_terminal) as progress:
         task = progress.add_task("", total=total)
-        yield partial(progress.advance, task)
+        yield lambda ended: progress.update(task, completed=ended)
 
 
 # ------------------------------------------------------------------------------- what is meant
@@ -566,6 +629,14 @@ def _text(text: str) -> str:
     if not text.strip():
         raise ArgumentTypeError(f"it is empty{_UNSET}")
     return text
+
+
+def _none_of(number: int, of: str = "") -> str:
+    """Say that the filters have chosen none of *number* letters."""
+    if not number:
+        return f"There are no dead letters{of}."
+    are = "is" if number == 1 else "are"
+    return f"None match: there {are} {counted(number, 'dead letter')}{of}."
 
 
 def _moment(text: str) -> datetime:
@@ -710,14 +781,63 @@ def _cells(letter: DeadLetter, notes: dict[str, str], letter_id: str) -> dict[st
     return {name: "" if cell is None else printable(str(cell)) for name, cell in cells.items()}
 
 
+def _screenful() -> int:
+    """Return how many letters a terminal shows beside the head of the table, and what follows."""
+    return max(1, get_terminal_size().lines - 6)
+
+
+def _print_tables(rows: Iterator[tuple[DeadLetter, dict[str, str]]]) -> int:
+    """Print a line for each of *rows*; return how many they are."""
+    number = 0
+    while some := list(islice(rows, _TABLE)):
+        _print_table(some)
+        number += len(some)
+    return number
+
+
 def _print_table(rows: list[tuple[DeadLetter, dict[str, str]]]) -> None:
     from rich import box
     from rich.console import Console
 
+    console = Console()
     ids = _short([letter.id for letter, _ in rows])
     cells = [_cells(letter, notes, short) for (letter, notes), short in zip(rows, ids, strict=True)]
-    head = {name: _LOOKS.get(name, {}) for name in _COLUMNS if any(row[name] for row in cells)}
-    Console().print(table(box.SIMPLE_HEAD, head, ([row[name] for name in head] for row in cells)))
+    for row, (letter, _) in zip(cells, rows, strict=True):
+        row["failed"] = _ago(letter.failed_at)
+        for name, text in row.items():  # what the terminal has no letters for
+            row[name] = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
+    cut = "ellipsis" if console.encoding.startswith("utf") else "crop"
+    head = {
+        name: {**_LOOKS.get(name, {}), "width": width, "no_wrap": True, "overflow": cut}
+        for name, width in _fitted(cells, console.width).items()
+    }
+    console.print(table(box.SIMPLE_HEAD, head, ([row[name] for name in head] for row in cells)))
+
+
+def _fitted(cells: list[dict[str, str]], width: int) -> dict[str, int]:
+    """Return the columns that a line of *width* has room for, and how wide each of them is."""
+    from rich.cells import cell_len
+
+    widths: dict[str, int] = {}
+    longest = {name: max(cell_len(row[name]) for row in cells) for name in _COLUMNS}
+    left = width - 1
+    for name, least in _LEAST.items():
+        needed = min(max(longest[name], len(name)), least)
+        if longest[name] and (needed + 3 <= left or not widths):  # 3: what is between columns
+            widths[name] = needed
+            left -= needed + 3
+    for name, has in widths.items():
+        widths[name] += max(0, min(left, longest[name] - has))
+        left -= widths[name] - has
+    return {name: widths[name] for name in _COLUMNS if name in widths}
+
+
+def _ago(moment: datetime | None) -> str:
+    if moment is None:
+        return ""
+    seconds = max(0.0, (datetime.now(timezone.utc) - moment).total_seconds())
+    unit = next(it for it in "dhms" if seconds >= _SECONDS[it] or it == "s")
+    return f"{int(seconds / _SECONDS[unit])}{unit} ago"
 
 
 def _short(ids: list[str]) -> list[str]:

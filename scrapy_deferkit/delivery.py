@@ -133,12 +133,12 @@ class Visit:
             if self._release is not None:
                 self._release(self)
 
-    def done(self) -> None:
-        """End as scraped or dropped: a letter that was replayed is delivered."""
+    def done(self, how: str = "delivered") -> None:
+        """End as scraped or dropped: a letter that was replayed goes."""
         self.has_ended = True
         self._crawl.ended += 1
         if self.letter is not None:
-            self._crawl.delivery.delivered(self.letter)
+            self._crawl.delivery.delivered(self.letter, how)
 
     async def failed(self, error: Exception) -> None:
         """End as failed with *error*; returns when the dead letter is durable.
@@ -246,8 +246,9 @@ class Delivery:
 
     # ------------------------------------------------------------------------------ how they end
 
-    def delivered(self, letter: DeadLetter) -> None:
+    def delivered(self, letter: DeadLetter, how: str) -> None:
         """Remove *letter*, whose item was scraped or dropped."""
+        crawl_of(self.crawler).replayed[how] += 1
         count(self.crawler, "replay/delivered")
         self.letters.delivered(letter.id)
 
@@ -281,7 +282,9 @@ class Delivery:
             return None
         finally:
             visit.leave()
-        count(self.crawler, "items/dead_lettered" if visit.letter is None else "replay/failed")
+        if letter is not None:
+            crawl_of(self.crawler).replayed["failed again"] += 1
+        count(self.crawler, "items/dead_lettered" if letter is None else "replay/failed")
         await self.crawler.signals.send_catch_log_async(
             item_dead_lettered,
             item=visit.item,

@@ -188,6 +188,11 @@ def _name_of(error: BaseException) -> str:
     return type_of(error).rpartition(".")[2]
 
 
+def counted(number: int, noun: str) -> str:
+    """Return how many of what there are: ``"1 item"``, ``"2 items"``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _attributes_of(error: BaseException) -> dict[str, Any]:
     """Return what *error* has itself: its class may answer to any name, or refuse any."""
     attributes: dict[str, Any] = object.__getattribute__(error, "__dict__")

@@ -403,7 +403,7 @@ class DeferKitItemProcessor(ItemPipelineManager):
         if self._items is not None:
             self._items.note(error)
         if isinstance(error, DropItem):
-            visit.done()
+            visit.done("dropped")
         elif isinstance(error, Exception):
             await visit.failed(error)
         elif not visit.is_taken and self.crawler is not None and isinstance(error, CANCELLED):

@@ -213,7 +213,7 @@ def table(
 
     drawn = Table(box=box)
     for name, options in columns.items():
-        drawn.add_column(name, overflow="fold", **options)
+        drawn.add_column(name, **{"overflow": "fold", **options})
     for row in rows:
         # As Text: what a page has put into an error is no markup.
         drawn.add_row(*map(Text, row))
