@@ -22,7 +22,7 @@ from ._letters import Selection
 from ._lifecycle import close_spider
 from ._runtime import WorkerThread, sleep, spawn
 from ._sqlite_check import check_sqlite_file, sqlite_file
-from .exceptions import DeadLettersError, DeadLettersUnavailable
+from .exceptions import DeadLettersError, DeadLettersUnavailable, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,8 +218,8 @@ class LetterBox:
             self._log("%s", trouble)
             return
         if there >= self._most:
-            said = "There are %d dead letters: closing the spider (DEFERKIT_DEAD_LETTERS_MAX = %d)"
-            self._log(said, there, self._most)
+            said = "%s kept: closing the spider (DEFERKIT_DEAD_LETTERS_MAX = %d)"
+            self._log(said, counted(there, "dead letter"), self._most)
             self._most = 0  # it is closing: that is said once
             close_spider(self._crawler, "dead_letters_full")
 

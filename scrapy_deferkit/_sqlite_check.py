@@ -153,6 +153,6 @@ def trouble_of(error: BaseException) -> tuple[bool, str]:
 
 def unusable(url: str, error: BaseException, passes: bool, fix: str) -> DeadLettersError:
     """Return the error for dead letters that cannot be used: what happened, and the *fix*."""
-    what = " ".join(str(error).split()) or type(error).__name__
+    what = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     kind = DeadLettersUnavailable if passes else DeadLettersError
     return kind(f"The dead letters at {url} cannot be used: {what}. To fix it, {fix}.")

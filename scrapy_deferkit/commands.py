@@ -67,7 +67,8 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw])")
 _COLUMNS = ("id", "spider", "arguments", "step", "error", "attempts", "failed", "page", "notes")
 # What each column needs at least on a terminal, the most important first.
-_LEAST = dict(id=40, error=24, step=12, failed=8, attempts=8, notes=12, spider=8, page=16)  # noqa: C408
+_LEAST = {"id": 40, "error": 24, "step": 12, "failed": 9, "attempts": 8, "notes": 12}
+_LEAST |= {"spider": 8, "page": 16, "arguments": 12}
 _TABLE = 1000
 _LOOKS: dict[str, dict[str, Any]] = {
     "attempts": {"justify": "right"},
@@ -248,14 +249,12 @@ class Command(BaseRunSpiderCommand):
         elif is_table:
             shown = _print_tables(chain([first], rows))
             total = sum(store.count(meant) for store, meant in places)
-            more = (
-                "" if shown == total else f", the first {shown:,} are shown: --limit N shows more"
-            )
+            more = "" if shown == total else f"; {shown:,} are shown, --limit N shows more"
             _say(f"{counted(total, 'dead letter')}{more}")
         else:
             _put("\t".join(_COLUMNS))
             for letter, notes in chain([first], rows):
-                _put("\t".join(_cells(letter, notes, letter.id).values()))
+                _put("\t".join(_cells(letter, notes).values()))
 
     def _show(self, words: list[str], opts: argparse.Namespace) -> None:
         _, letter = self._one(words, opts, "show")
@@ -762,13 +761,13 @@ def _pretty(text: str) -> str:
     return json.dumps(parsed, indent=2) if has_lone_surrogates else pretty
 
 
-def _cells(letter: DeadLetter, notes: dict[str, str], letter_id: str) -> dict[str, str]:
+def _cells(letter: DeadLetter, notes: dict[str, str]) -> dict[str, str]:
     arguments = _parsed(letter.spider_args)
     if isinstance(arguments, dict):
         arguments = " ".join(f"{name}={value}" for name, value in arguments.items())
     error, *_ = letter.error.splitlines() or [""]
     cells = {
-        "id": letter_id,
+        "id": letter.id,
         "spider": letter.spider,
         "arguments": arguments,
         "step": letter.step,
@@ -789,37 +788,36 @@ def _screenful() -> int:
 def _print_tables(rows: Iterator[tuple[DeadLetter, dict[str, str]]]) -> int:
     """Print a line for each of *rows*; return how many they are."""
     number = 0
-    while some := list(islice(rows, _TABLE)):
+    lines = ({**_cells(letter, notes), "failed": _ago(letter.failed_at)} for letter, notes in rows)
+    while some := list(islice(lines, _TABLE)):
         _print_table(some)
         number += len(some)
     return number
 
 
-def _print_table(rows: list[tuple[DeadLetter, dict[str, str]]]) -> None:
+def _print_table(rows: list[dict[str, str]]) -> None:
     from rich import box
     from rich.console import Console
 
     console = Console()
-    ids = _short([letter.id for letter, _ in rows])
-    cells = [_cells(letter, notes, short) for (letter, notes), short in zip(rows, ids, strict=True)]
-    for row, (letter, _) in zip(cells, rows, strict=True):
-        row["failed"] = _ago(letter.failed_at)
+    for row, short in zip(rows, _short([row["id"] for row in rows]), strict=True):
+        row["id"] = short
         for name, text in row.items():  # what the terminal has no letters for
             row[name] = text.encode(console.encoding, "backslashreplace").decode(console.encoding)
     cut = "ellipsis" if console.encoding.startswith("utf") else "crop"
     head = {
         name: {**_LOOKS.get(name, {}), "width": width, "no_wrap": True, "overflow": cut}
-        for name, width in _fitted(cells, console.width).items()
+        for name, width in _fitted(rows, console.width).items()
     }
-    console.print(table(box.SIMPLE_HEAD, head, ([row[name] for name in head] for row in cells)))
+    console.print(table(box.SIMPLE_HEAD, head, ([row[name] for name in head] for row in rows)))
 
 
-def _fitted(cells: list[dict[str, str]], width: int) -> dict[str, int]:
+def _fitted(rows: list[dict[str, str]], width: int) -> dict[str, int]:
     """Return the columns that a line of *width* has room for, and how wide each of them is."""
     from rich.cells import cell_len
 
     widths: dict[str, int] = {}
-    longest = {name: max(cell_len(row[name]) for row in cells) for name in _COLUMNS}
+    longest = {name: max(cell_len(row[name]) for row in rows) for name in _COLUMNS}
     left = width - 1
     for name, least in _LEAST.items():
         needed = min(max(longest[name], len(name)), least)

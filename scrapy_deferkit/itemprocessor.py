@@ -50,6 +50,7 @@ from .exceptions import (
     StackConfigError,
     StepCancelled,
     StepTimeout,
+    counted,
     mark_step,
     step_of,
     text_of,
@@ -487,9 +488,8 @@ class DeferKitItemProcessor(ItemPipelineManager):
                 self._failures.popleft()
         if len(self._failures) == limit.items:
             logger.error(
-                "%d %s%s failed: closing the spider (DEFERKIT_MAX_FAILED_ITEMS)",
-                limit.items,
-                "item" if limit.items == 1 else "items",
+                "%s%s failed: closing the spider (DEFERKIT_MAX_FAILED_ITEMS)",
+                counted(limit.items, "item"),
                 f" of the last {limit.of_last}" if limit.of_last else "",
                 extra={"spider": self._spider},
             )

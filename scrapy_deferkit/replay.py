@@ -13,7 +13,7 @@ from ._ends import end_as_failed
 from ._runtime import Repeated, now, sleep, spawn
 from ._scrapy import engine_of, is_closing
 from .delivery import PIPELINES, SPIDER_STACK, Visit
-from .exceptions import DeferKitError, text_of
+from .exceptions import DeferKitError, counted, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -168,9 +168,9 @@ class Replay:
         if lost:
             self._crawler.stats.inc_value("deferkit/replay/leases_lost", len(lost))
             self._log(
-                "%d dead letters are no longer this replay's: their leases have ended, or they "
-                "have been deleted. Those in work may be delivered twice; give a longer --lease",
-                len(lost),
+                "%s lost to this replay: deleted, or its lease has ended. What is in work may be "
+                "delivered twice; give a longer --lease",
+                counted(len(lost), "dead letter"),
             )
 
     def _has_failed(self, error: BaseException) -> None:

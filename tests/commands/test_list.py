@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import sys
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
+from _pytest.capture import CaptureIO
+
+from scrapy_deferkit import commands
 
 from ..deadletters.failures import run_sql
 from .conftest import Letters
@@ -234,5 +240,86 @@ def test_delete_takes_what_the_filters_mean(letters: Letters) -> None:
 
 def test_more_letters_than_a_statement_can_take_are_deleted(letters: Letters) -> None:
     letters.store.put([failed(f"{n}-{n}") for n in range(1200)])
-    assert letters("delete", "--all", "--limit", "1100").out == "1100 dead letters deleted.\n"
+    assert letters("delete", "--all", "--limit", "1100").out == "1,100 dead letters deleted.\n"
     assert letters.store.count() == 100
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [("--spider", "nobody"), ("--step", "nowhere"), ("--step", "nowhere", "--id", "a")],
+    ids=" ".join,
+)
+def test_filters_that_match_nothing_do_not_say_that_nothing_is_there(
+    letters: Letters, filters: tuple[str, ...]
+) -> None:
+    letters.store.put([failed("a"), failed("b", spider="films")])
+    said = "None match: there are 2 dead letters.\n"
+    assert letters("list", *filters).err == said
+    deleted = letters("delete", *filters)
+    assert (deleted.out, deleted.err) == ("0 dead letters deleted.\n", said)
+
+
+@pytest.fixture
+def terminal(letters: Letters, monkeypatch: pytest.MonkeyPatch) -> Letters:
+    """The commands on a terminal of 80 columns and 24 lines."""
+    monkeypatch.setattr(CaptureIO, "isatty", lambda _: True)
+    for name, value in (("COLUMNS", "80"), ("LINES", "24"), ("TERM", "xterm")):
+        monkeypatch.setenv(name, value)
+    return letters
+
+
+def drawn(output: str) -> list[str]:
+    """Return the lines of a table, without its head."""
+    return [line for line in re.sub(r"\x1b\[[\d;]*m", "", output).splitlines() if line.strip()][2:]
+
+
+def test_a_terminal_shows_the_first_screenful_a_line_each_and_says_how_many_there_are(
+    terminal: Letters,
+) -> None:
+    changes = {"step": "s" * 99, "missing": "a socket " * 9, "error": "wrong " * 99}
+    terminal.store.put(
+        failed(f"{'3fa0c1' * 5}-{number}", age=9000 - number, **changes) for number in range(1200)
+    )
+    output = terminal("list")
+    lines = drawn(output.out)
+    assert [line.split()[0] for line in lines] == [f"3fa0c1-{number}" for number in range(18)]
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert all("2h ago" in line and "ValueError: wrong" in line for line in lines)
+    assert output.err == "1,200 dead letters; 18 are shown, --limit N shows more\n"
+    assert len(output.out.splitlines()) < 23
+
+
+def test_a_terminal_gets_as_many_as_it_asks_for_in_tables_of_bounded_size(
+    terminal: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "_TABLE", 20)
+    terminal.store.put(failed(f"a-{number}", age=99 - number) for number in range(45))
+    output = terminal("list", "--limit", "41").out
+    assert re.findall(r"\ba-\d+", output) == [f"a-{number}" for number in range(41)]
+    assert output.count("attempts") == 3
+    assert terminal("list", "--limit", "45").err == "45 dead letters\n"
+    assert terminal("list", "--id", "a-3").err == "1 dead letter\n"
+
+
+@pytest.mark.parametrize("columns", [12, 20, 40, 60, 79, 100, 400])
+def test_a_letter_is_one_line_however_narrow_the_terminal(
+    terminal: Letters, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal.store.put(failed(f"{n}-1", error="日本" * 50, missing="x") for n in range(5))
+    assert len(drawn(terminal("list").out)) == 5
+
+
+def test_a_terminal_without_the_letters_gets_escapes(
+    letters: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters.store.put([failed("a", {"title": "Ä"}, error="Größe", age=0)])
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", out)
+    for arguments in (("show", "a"), ("list",), ("list", "--json")):
+        letters(*arguments)
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    letters("list")
+    written = out.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    assert written.count("Gr\\xf6\\xdfe") == 3
+    assert '"title": "\\xc4"' in written

@@ -142,6 +142,19 @@ def test_the_arguments_of_the_spider_are_those_given(project: Project) -> None:
     assert (project.folder / "site").read_text() == "given"
 
 
+def test_a_spider_that_needs_an_argument_is_offered_the_letters_own(project: Project) -> None:
+    path = project.folder / "shop/spiders/books.py"
+    needing = 'name = "books"\n\n    def __init__(self, shop):\n        self.shop = shop\n'
+    path.write_text(path.read_text().replace('name = "books"\n', needing))
+    project.put(failed("a", spider_args='{"shop": "u k"}'), failed("b"))
+    ended = project.replay("books", code=1)
+    assert "scrapy deferkit replay books -a 'shop=u k'\n" in ended.stderr
+    assert "the crawl did not start" in ended.stderr
+    ended = project.replay("books", "-a", "shop=uk", "--step", "nowhere")
+    assert ended.stderr.endswith("None match: there are 2 dead letters of books to replay.\n")
+    assert "-a" not in project.replay("books", "-a", "shop=u k", code=1).stderr
+
+
 def test_an_edited_row_is_replayed_as_edited(project: Project) -> None:
     project.scrapy("crawl", "books")
     editor = project.write("editor.sh", "sed -i 's/ask us/9.5/' \"$1\"\n")
@@ -293,7 +306,8 @@ class Split:
     )
     project.add_settings('ITEM_PIPELINES = {"shop.splitting.Split": 1}')
     project.put(*(failed(f"{number}") for number in range(3)))
-    project.replay("books", "-s", f"DEFERKIT_DEAD_LETTERS_KEY={key}", code=1)
+    ended = project.replay("books", "-s", f"DEFERKIT_DEAD_LETTERS_KEY={key}", code=1)
+    assert "3 delivered, 0 dropped, 0 failed again, 3 new, of items that these" in ended.stderr
     kept = project.kept()
     assert [it.id.endswith("-0") for it in kept] == [bool(key)] * 3
     assert [json.loads(letter.item)["part"] for letter in kept] == [1, 1, 1]

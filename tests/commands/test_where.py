@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -46,6 +47,20 @@ def test_one_database_of_all_spiders_is_listed_once(project: Project) -> None:
     project.write("repaired", "")
     assert "1 delivered" in project.replay("books").stderr
     assert titles(project.listed()) == ["b"]
+
+
+def test_letters_are_read_where_a_spider_does_not_import(project: Project) -> None:
+    project.write("shop/spiders/films.py", FILMS)
+    project.write("shop/spiders/broken.py", "NameError_here\n")
+    project.write("shop/spiders/abroad/__init__.py", "import nowhere\n")
+    project.put(failed("a"))
+    project.put(failed("b", spider="broken"), spider="broken")
+    DeadLetters(f"sqlite:///{project.folder}/films.sqlite").put([failed("c", spider="films")])
+    ended = project.letters("list", "--json")
+    assert [json.loads(line)["id"] for line in ended.stdout.splitlines()] == ["a", "b", "c"]
+    assert "Traceback" not in ended.stderr
+    assert "Cannot import shop.spiders.broken: NameError: name 'NameError_here'" in ended.stderr
+    assert "Cannot import shop.spiders.abroad: ModuleNotFoundError" in ended.stderr
 
 
 def test_looking_writes_nothing(project: Project) -> None:
