@@ -552,7 +552,7 @@ def _checked(spidercls: type[Spider], settings: Settings) -> BaseSettings:
     if not keeps and not begins:
         raise UsageError(
             f"{spidercls.name} does not keep items, so nothing can be replayed: the add-on is not "
-            f"in its settings, or DEFERKIT_ENABLED switches it off; add {_ADDON}"
+            f"in its settings; add {_ADDON}, and see that DEFERKIT_ENABLED is not False"
         )
     if not keeps:
         raise UsageError(
