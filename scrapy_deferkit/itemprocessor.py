@@ -157,15 +157,11 @@ class DeferKitItemProcessor(ItemPipelineManager):
         path = config.fallback_item_processor
         if path is None:
             return super().from_crawler(crawler)
-        fallback = load_object(path)
-        if isinstance(fallback, type) and issubclass(fallback, DeferKitItemProcessor):
-            raise StackConfigError(
-                f"DEFERKIT_FALLBACK_ITEM_PROCESSOR = {path!r} is a DeferKitItemProcessor itself: "
-                "put it into ITEM_PROCESSOR"
-            )
-        inner = build_from_crawler(fallback, crawler)
+        with blaming(f"DEFERKIT_FALLBACK_ITEM_PROCESSOR = {path!r}"):
+            inner = _fallback_at(path, crawler)
         # Of a class of that name, which is the step's.
-        processor = cls(type(fallback.__name__, (_Fallback,), {})(inner, crawler), crawler=crawler)
+        named = type(type(inner).__name__, (_Fallback,), {})
+        processor = cls(named(inner, crawler), crawler=crawler)
         processor.middlewares = getattr(inner, "middlewares", ())
         return processor
 
@@ -586,6 +582,22 @@ def _has_old_name_alone(processor: Any, name: str, base: type) -> bool:
         and getattr(cls, name) is not getattr(base, name)
         and getattr(cls, new) is getattr(base, new)
     )
+
+
+def _fallback_at(path: Any, crawler: Crawler) -> Any:
+    try:
+        component = load_object(path)
+    except Exception as error:
+        raise StackConfigError(
+            f"expected an item processor or its import path ({text_of(error)})"
+        ) from error
+    if isinstance(component, type) and issubclass(component, DeferKitItemProcessor):
+        raise StackConfigError("it is a DeferKitItemProcessor itself: put it into ITEM_PROCESSOR")
+    inner = build_from_crawler(component, crawler)
+    for name in ("open_spider", "process_item", "close_spider"):
+        if not hasattr(inner, name) and not hasattr(inner, f"{name}_async"):
+            raise StackConfigError(f"an item processor has {name}_async(), which this has not")
+    return inner
 
 
 class _Fallback:

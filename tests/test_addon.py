@@ -244,10 +244,21 @@ async def test_another_item_processor_runs_in_ours(
 
 
 @pytest.mark.no_runtime
-def test_one_of_ours_is_no_fallback() -> None:
-    crawler = mock_crawler({"DEFERKIT_FALLBACK_ITEM_PROCESSOR": OwnProcessor})
-    with pytest.raises(StackConfigError, match="put it into ITEM_PROCESSOR"):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (OwnProcessor, "put it into ITEM_PROCESSOR"),
+        ("shop.processors.Missing", "No module named 'shop'"),
+        (5, "expected an item processor or its import path"),
+        (Shop, "has open_spider_async()"),
+    ],
+)
+def test_what_cannot_be_the_fallback_is_refused(value: Any, said: str) -> None:
+    crawler = mock_crawler({"DEFERKIT_FALLBACK_ITEM_PROCESSOR": value})
+    with pytest.raises(StackConfigError) as error:
         DeferKitItemProcessor.from_crawler(crawler)
+    assert str(error.value).startswith(f"DEFERKIT_FALLBACK_ITEM_PROCESSOR = {value!r}: ")
+    assert said in str(error.value)
 
 
 @pytest.mark.no_runtime
