@@ -294,7 +294,7 @@ async def test_a_read_only_disk_is_refused(small_disk: Path, is_new: bool) -> No
     ],
     ids=str,
 )
-@pytest.mark.parametrize("where", ["_made", "connect", "_read"])
+@pytest.mark.parametrize("where", ["make_private", "connect", "_read"])
 async def test_what_the_system_says_at_the_start_is_said_with_its_fix(
     folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception, fix: str
 ) -> None:
