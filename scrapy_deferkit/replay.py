@@ -117,8 +117,9 @@ class Replay:
             some = await letters.patiently(
                 lambda store: store.take(order.selection, number, letters.owner, order.lease)  # noqa: B023
             )
+            is_busy = bool(self._ids())  # and forgets those that have ended, whose items are large
             if not some:
-                if not self._ids():
+                if not is_busy:
                     return
                 # While its last ones are in work, the lease of a replay that died may end.
                 while self._ids():
