@@ -14,6 +14,7 @@ from scrapy.utils.misc import load_object
 
 from ._config import SETTINGS, Config, refuse_elsewhere
 from ._crawl import crawl_of
+from .exceptions import counted
 from .gate import ItemGate
 from .itemprocessor import DeferKitItemProcessor
 from .report import Report
@@ -76,9 +77,10 @@ class Addon:
         config = Config.from_settings(settings)
         switched_on = []
         if _is_ours(settings["ITEM_PROCESSOR"]):
-            bound = config.concurrent_items or "any number of"
+            most = config.concurrent_items
+            bound = counted(most, "item") if most else "any number of items"
             timeout = f"{config.item_timeout:g} s" if config.item_timeout else "any time"
-            switched_on.append(f"the item processor ({bound} items at once, {timeout} each)")
+            switched_on.append(f"the item processor ({bound} at once, {timeout} each)")
             if config.dead_letters:
                 switched_on.append("the dead letters")
         if settings["JOBDIR"] and _keep_the_job(settings):

@@ -451,8 +451,8 @@ def _modules(paths: Iterable[str]) -> Iterator[ModuleType]:
             module = import_module(path)
         except Exception as error:
             _say(
-                f"Cannot import {path}: {type(error).__name__}: {text_of(error)}. The dead letters "
-                "of its spiders are looked for where the project's settings say"
+                f"Cannot import {path}, so the dead letters of its spiders are looked for where "
+                f"the project's settings say: {type(error).__name__}: {text_of(error)}"
             )
             continue
         yield module
@@ -520,16 +520,16 @@ class _Tally:
             return
         if self._reason != "finished":
             yield f"the crawl was closed early ({self._reason})"
-        for key, what in (
-            ("replay/not_removed", "delivered and still there"),
-            ("items/not_dead_lettered", "failed and left as they were"),
-            ("items/dead_lettered", "new, of items that these have led to"),
-            ("items/errors", "errors outside the pipelines"),
-            ("replay/errors", "troubles with the store"),
+        for key, noun, what in (
+            ("replay/not_removed", "letter", "delivered and still there"),
+            ("items/not_dead_lettered", "failure", "that could not be kept"),
+            ("items/dead_lettered", "new letter", "of items that these have led to"),
+            ("items/errors", "error", "outside the pipelines"),
+            ("replay/errors", "trouble", "with the store"),
         ):
             number = self._crawler.stats.get_value(f"deferkit/{key}", 0)
             if number:
-                yield f"{number} {what}"
+                yield f"{counted(number, noun)} {what}"
 
 
 def _checked(spidercls: type[Spider], settings: Settings) -> BaseSettings:

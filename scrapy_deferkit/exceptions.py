@@ -189,7 +189,11 @@ def _name_of(error: BaseException) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return how many of what there are: ``"1 item"``, ``"2 items"``."""
+    """Return how many of what there are.
+
+    >>> counted(1, "item"), counted(2000, "dead letter")
+    ('1 item', '2,000 dead letters')
+    """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

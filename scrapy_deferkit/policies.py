@@ -41,7 +41,7 @@ from ._stack import (
     naming,
     refuse_passing,
 )
-from .exceptions import StackConfigError, StepTimeout, add_notes, repr_of, step_of
+from .exceptions import StackConfigError, StepTimeout, add_notes, counted, repr_of, step_of
 from .merge import copy_item
 from .processor import refuse_unless_taking
 
@@ -213,7 +213,7 @@ class Retry(Policy):
                     f"Attempt {number} failed with {repr_of(failure)}"
                     for number, failure in enumerate(earlier, start=1)
                 ]
-                + [f"{self.path} ended after {len(failures)} attempts"],
+                + [f"{self.path} ended after {counted(len(failures), 'attempt')}"],
             )
             raise
 

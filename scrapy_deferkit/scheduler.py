@@ -37,7 +37,7 @@ from ._scrapy import (
     wrap_closing,
     wrap_scraping,
 )
-from .exceptions import JobError, StackConfigError, text_of
+from .exceptions import JobError, StackConfigError, counted, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -252,9 +252,10 @@ class Scheduler(BaseScheduler):
     def _refuse_other_queues(self) -> None:
         """Raise if requests wait in queues that the classes of this run do not ask for."""
         if self._restored:
+            number = sum(map(len, self._restored.values()))
             raise JobError(
-                f"{sum(map(len, self._restored.values()))} requests in {self._file.path} "  # type: ignore[union-attr]
-                "wait in queues of other classes: set SCHEDULER_PRIORITY_QUEUE and "
+                f"{counted(number, 'request')} in {self._file.path} "  # type: ignore[union-attr]
+                "in queues of other classes: set SCHEDULER_PRIORITY_QUEUE and "
                 "SCHEDULER_START_DISK_QUEUE as they were when the job was begun"
             )
 

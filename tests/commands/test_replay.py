@@ -307,7 +307,7 @@ class Split:
     project.add_settings('ITEM_PIPELINES = {"shop.splitting.Split": 1}')
     project.put(*(failed(f"{number}") for number in range(3)))
     ended = project.replay("books", "-s", f"DEFERKIT_DEAD_LETTERS_KEY={key}", code=1)
-    assert "3 delivered, 0 dropped, 0 failed again, 3 new, of items that these" in ended.stderr
+    assert "3 delivered, 0 dropped, 0 failed again, 3 new letters of items" in ended.stderr
     kept = project.kept()
     assert [it.id.endswith("-0") for it in kept] == [bool(key)] * 3
     assert [json.loads(letter.item)["part"] for letter in kept] == [1, 1, 1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scrapy_deferkit import deadletters
-from scrapy_deferkit._sqlite_check import VERSION, check_sqlite_file, sqlite_file
+from scrapy_deferkit._sqlite_check import VERSION, check_sqlite_file, sqlite_file, unusable
 from scrapy_deferkit.deadletters import DeadLetters
 from scrapy_deferkit.exceptions import DeadLettersError, DeadLettersUnavailable
 
@@ -90,6 +90,13 @@ def test_a_file_of_letters_passes_and_stays_as_it_is(file: Path) -> None:
     before = file.read_bytes()
     passes(file)
     assert file.read_bytes() == before
+
+
+def test_a_fix_follows_one_full_stop() -> None:
+    error = unusable("sqlite:///x", OSError("no route to it."), passes=False, fix="go there")
+    assert str(error) == (
+        "The dead letters at sqlite:///x cannot be used: no route to it. To fix it, go there."
+    )
 
 
 def test_a_file_of_others_passes_and_so_does_an_empty_one(file: Path) -> None:

@@ -539,7 +539,7 @@ async def test_requests_that_wait_in_other_queues_are_refused_until_they_are_set
     before = rows(folder, "SELECT * FROM requests")
     for _ in range(2):
         said = await refused(folder, pages=(), **changed)
-        assert said.startswith(f"{PAGES} requests in {folder / NAME} wait in queues of other")
+        assert said.startswith(f"{PAGES} requests in {folder / NAME} in queues of other")
         assert "SCHEDULER_PRIORITY_QUEUE" in said
         assert "SCHEDULER_START_DISK_QUEUE" in said
         assert rows(folder, "SELECT * FROM requests") == before
