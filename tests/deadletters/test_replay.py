@@ -28,7 +28,7 @@ def test_letters_that_have_ended_are_forgotten_at_each_page(
         return function(store)
 
     delivery: Any = SimpleNamespace(
-        letters=SimpleNamespace(owner="me", patiently=patiently), run="this run"
+        letters=SimpleNamespace(owner="me", patiently=patiently), is_own=lambda _: False
     )
     replay = Replay(mock_crawler(), delivery, ReplayOrder(ALL))
 
