@@ -161,7 +161,7 @@ def test_lists_and_dicts_of_any_class_may_hold_themselves() -> None:
 
 @all_kinds
 def test_an_item_is_copied_however_deep_it_is_nested(kind: Any) -> None:
-    levels = 100_000 if kind is dict else 1_000
+    levels = 20_000 if kind is dict else 1_000
     item = nested(kind, levels)
     copied = copy_item(item)
     for _ in range(levels):

