@@ -301,11 +301,14 @@ class DeferKitItemProcessor(ItemPipelineManager):
         Raises what a pipeline raises, once that is a dead letter, and
         :exc:`~scrapy_deferkit.exceptions.StepTimeout` after ``DEFERKIT_ITEM_TIMEOUT``.
         """
-        outer = None if self._own_process_item is None else _outer_visit.get()
-        if outer is None:
+        # Else a subclass calls this, and ends the item: in no context, if by a Deferred's callback
+        # on a reactor without asyncio.
+        ends_here = self._own_process_item is None
+        outer = None if ends_here else _outer_visit.get()
+        if ends_here:
             visit = self._enter(item)
         else:
-            visit = outer
+            visit = outer or Visit(self._crawl, PIPELINES, item, None)
             _outer_visit.set(None)  # what a pipeline submits is an item of its own
         wait: _Wait | None = None
         left: Iterator[Any]
@@ -342,17 +345,17 @@ class DeferKitItemProcessor(ItemPipelineManager):
                         self._watchdog.end(wait)
         except BaseException as error:
             failure = self._failure(calls, left, wait, error)
-            if outer is None:
+            if ends_here:
                 await self._end(visit, failure)
             if failure is error:
                 raise
             raise failure from error
         else:
-            if outer is None:
+            if ends_here:
                 visit.done()
             return value
         finally:
-            if outer is None:
+            if ends_here:
                 self._leave(visit)
             else:
                 _outer_visit.set(outer)

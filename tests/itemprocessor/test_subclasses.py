@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ class OldOverNew(Old):
         await self.close_spider_async()
 
 
+class OutOfContext(Old):
+    """Calls its base as a Deferred does its callbacks: in no context."""
+
+    def process_item(self, item: Any, spider: Any) -> Any:
+        return Context().run(super().process_item, {**item}, spider)
+
+
 class Both(Old):
     """Has both names; as in Scrapy, the new ones are called."""
 
@@ -106,7 +114,7 @@ def letters_at(url: str) -> list[DeadLetter]:
         store.close()
 
 
-@pytest.mark.parametrize("processor", [Old, OldOverNew, Both])
+@pytest.mark.parametrize("processor", [Old, OldOverNew, OutOfContext, Both])
 async def test_each_method_is_called_once_and_its_base_too(processor: Any, url: str) -> None:
     items = numbered(3)
     items[1]["bad"] = True
