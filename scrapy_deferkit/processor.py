@@ -181,7 +181,7 @@ def _component_step(name: str, component: Any, crawler: Crawler) -> Step:
         return process(item)
 
     def call_with_spider(item: Any, *_: Any, **__: Any) -> Any:
-        return process(item, spider=crawler.spider)
+        return process(item, crawler.spider)  # as Scrapy does
 
     serve: Callable[..., Any] = call_with_spider if wants_spider(process) else call
 
@@ -195,24 +195,22 @@ def _component_step(name: str, component: Any, crawler: Crawler) -> Step:
     return Step(name, adapted, component, takes_item_only=True)
 
 
-def refuse_unless_taking(
-    call: Callable[..., Any], arguments: tuple[str, ...], path: str, **named: str
-) -> None:
+def refuse_unless_taking(call: Callable[..., Any], arguments: tuple[str, ...], path: str) -> None:
     """Raise :exc:`StackConfigError` if *call*, at *path*, cannot be called with *arguments*.
 
-    They are given by their names; *named* are given as keyword arguments.
+    They are given by their names.
     """
     try:
         # Not that of what it wraps: a decorator may have arguments of its own, and give others.
         signature = inspect.signature(call, follow_wrapped=False)
-    except (TypeError, ValueError):  # nobody can tell
+    except Exception:  # nobody can tell
         return
     try:
-        signature.bind(*arguments, **named)
+        signature.bind(*arguments)
     except TypeError as error:
         name = name_of(call)
         raise StackConfigError(
-            f"{path} is called with ({', '.join((*arguments, *named))}), which its signature "
+            f"{path} is called with ({', '.join(arguments)}), which its signature "
             f"{name}{signature} does not allow ({error}): let it take these arguments"
         ) from error
 
@@ -221,8 +219,8 @@ def refuse_method_unless_taking(
     method: Callable[..., Any], arguments: tuple[str, ...], path: str
 ) -> None:
     """Do as :func:`refuse_unless_taking` for a *method* that may want the ``spider``."""
-    named = {"spider": "spider"} if wants_spider(method) else {}
-    refuse_unless_taking(method, arguments, path, **named)
+    spider = ("spider",) if wants_spider(method) else ()
+    refuse_unless_taking(method, (*arguments, *spider), path)
 
 
 def _build(component: type, crawler: Crawler) -> Any:
@@ -317,7 +315,7 @@ def wants_spider(method: Callable[..., Any]) -> bool:
     """Tell whether *method* requires the ``spider`` argument of older Scrapy versions."""
     try:
         parameter = inspect.signature(method).parameters.get("spider")
-    except (TypeError, ValueError):  # a callable without a readable signature
+    except Exception:  # a callable without a readable signature
         return False
     return parameter is not None and parameter.default is parameter.empty
 

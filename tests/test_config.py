@@ -428,6 +428,27 @@ class OfOldTimes:
         """Close."""
 
 
+class OfPositions:
+    """A pipeline with the ``spider`` of older versions, which has no name to be called with."""
+
+    def open_spider(self, spider: Any, /) -> None:
+        """Open."""
+
+    def process_item(self, item: Any, spider: Any, /) -> Any:
+        return item
+
+
+class Unbound:
+    """A proxy of something that is not there yet, which it says to whoever asks."""
+
+    @property
+    def __signature__(self) -> Any:
+        raise RuntimeError("unbound")
+
+    def __call__(self, *args: Any) -> Any:
+        """Be a step."""
+
+
 UNCALLABLE = {
     takes_both: r"takes_both(item: 'Any', response: 'Any') -> 'Any'",
     takes_nothing: r"takes_nothing() -> 'Any'",
@@ -520,6 +541,8 @@ def test_what_can_be_called_is_not_refused(setting: str, component: Any) -> None
         counted(takes_three),
         OfOldTimes,
         OfOldTimes(),
+        OfPositions,
+        Unbound(),
         max,
         dict,
         Mock(),

@@ -201,7 +201,7 @@ async def test_the_spider_argument_of_old_pipelines_is_served() -> None:
         def close_spider(self, spider: Spider) -> None:
             log.append(f"close {spider.name}")
 
-        def process_item(self, item: Any, spider: Spider) -> Any:
+        def process_item(self, item: Any, spider: Spider, /) -> Any:
             return {**item, "spider": spider.name}
 
     class Shop(Spider):
