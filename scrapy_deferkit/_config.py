@@ -298,7 +298,7 @@ def _text(settings: BaseSettings, name: str) -> str | None:
 
 def _fields(settings: BaseSettings, name: str) -> tuple[str, ...]:
     value = settings.get(name)
-    fields = value.split(",") if isinstance(value, str) and value else value or ()
+    fields = list_of(settings, name) or ()
     if not isinstance(fields, (list, tuple)) or not all(isinstance(it, str) for it in fields):
         raise StackConfigError(
             f'{name} = {value!r}: the name of a field is expected, such as "sku", or a list of them'
@@ -311,8 +311,11 @@ def _fields(settings: BaseSettings, name: str) -> tuple[str, ...]:
 
 def _pattern(settings: BaseSettings, name: str, default: str) -> re.Pattern[str]:
     value = settings.get(name)
+    pattern = value.pattern if isinstance(value, re.Pattern) else value
     try:
-        return re.compile(default if value is None or value == "" else value, re.IGNORECASE)
+        if isinstance(pattern, bytes):
+            raise TypeError("this is one of bytes")
+        return re.compile(default if pattern is None or pattern == "" else pattern, re.IGNORECASE)
     except (TypeError, re.error) as error:
         raise StackConfigError(
             f'{name} = {value!r}: a regular expression is expected, such as "token|password" '

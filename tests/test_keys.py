@@ -100,7 +100,9 @@ def test_what_lacks_the_field_has_no_key(item: Any) -> None:
 def test_items_have_one_key_if_all_its_fields_are_the_same_and_their_kind() -> None:
     item = {"sku": 1, "shop": "uk"}
     assert id_of(item, None) is id_of(item, []) is None
-    assert id_of(item, ["sku", "shop"]) == id_of(item, "sku, shop")
+    assert (
+        id_of(item, ["sku", "shop"]) == id_of(item, "sku, shop") == id_of(item, '["sku", "shop"]')
+    )
     others = [
         id_of({"sku": 1, "shop": "de"}, "sku,shop"),
         id_of(item),

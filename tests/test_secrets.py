@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -74,13 +75,14 @@ async def test_a_letter_has_the_arguments_of_its_spider_and_no_other_attribute(
     assert await arguments_of_a_letter(tmp_path) == KEPT
 
 
-async def test_what_looks_like_a_secret_is_for_a_setting_to_say(tmp_path: Path) -> None:
-    kept = await arguments_of_a_letter(tmp_path, DEFERKIT_SECRETS="^(api|http)_|shop")
+@pytest.mark.parametrize("make", [str, re.compile])
+async def test_what_looks_like_a_secret_is_for_a_setting_to_say(tmp_path: Path, make: Any) -> None:
+    kept = await arguments_of_a_letter(tmp_path, DEFERKIT_SECRETS=make("^(api|http)_|shop"))
     assert set(kept) == {*KEPT, "apikey", "oauth"} - {"shop"}
 
 
 @pytest.mark.no_runtime
-@pytest.mark.parametrize("value", ["(token", 3])
+@pytest.mark.parametrize("value", ["(token", 3, b"token", re.compile(b"token")])
 def test_a_pattern_that_is_none_is_refused(value: Any) -> None:
     crawler = mock_crawler({"DEFERKIT_SECRETS": value})
     with pytest.raises(StackConfigError, match="^DEFERKIT_SECRETS = .*a regular expression is"):
