@@ -98,10 +98,19 @@ class Report:
         return f" --url {shlex.quote(default_url(spider)) if is_default else 'URL'}"
 
     def _table_of_failures(self) -> str:
-        rows: dict[str, tuple[str, str]] = {}
+        # By type: messages often differ with the item, and 30 of one type are no 30 kinds.
+        types: Counter[tuple[str, str]] = Counter()
+        commonest: dict[tuple[str, str], tuple[str, int]] = {}
         for (step, error), number in self._kinds.most_common():
-            text = f"{step}: {error}\n{self._examples[step, error]}"
-            rows.setdefault(step, (str(number), text))
+            kind = (step, error.partition(":")[0])
+            types[kind] += number
+            commonest.setdefault(kind, (error, number))
+        rows: dict[str, tuple[str, str]] = {}
+        for (step, name), total in types.most_common():
+            error, number = commonest[step, name]
+            told = error if number == total else error.replace(":", ", for example:", 1)
+            text = f"{step}: {told}\n{self._examples[step, error]}"
+            rows.setdefault(step, (str(total), text))
         return _drawn({"times": _NUMBER, "commonest failure of each step": {}}, [*rows.values()])
 
 

@@ -155,9 +155,19 @@ async def test_failures_that_all_differ_do_not_hide_those_of_other_steps() -> No
     text = report.text()
     assert "1003 failed" in text
     assert commonest(text, "second") == ["3", "Broken", "http://shop/1"]
-    assert commonest(text, "first")[1] == "KeyError"
+    assert commonest(text, "first")[:2] == ["1000", "KeyError"]
     assert len(report._kinds) < 250
     assert len(report._examples) < 250
+
+
+async def test_failures_of_one_type_count_together_whatever_their_messages() -> None:
+    crawler = mock_crawler()
+    report = Report(crawler)
+    errors = [*(Broken(f"no {it}") for it in range(3)), KeyError("x"), KeyError("x")]
+    for error in errors:
+        failure = a_failure("first", error)
+        crawler.signals.send_catch_log(signals.item_error, failure=failure, response=Page())
+    assert commonest(report.text(), "first")[:2] == ["3", "Broken, for example: no 0"]
 
 
 async def test_a_long_message_is_cut_and_markup_is_text() -> None:
