@@ -590,11 +590,13 @@ def _has_old_name_alone(processor: Any, name: str, base: type) -> bool:
 def _fallback_at(path: Any, crawler: Crawler) -> Any:
     try:
         component = load_object(path)
+        if not isinstance(component, type):
+            raise TypeError("this is not a class")
     except Exception as error:
         raise StackConfigError(
             f"expected an item processor or its import path ({text_of(error)})"
         ) from error
-    if isinstance(component, type) and issubclass(component, DeferKitItemProcessor):
+    if issubclass(component, DeferKitItemProcessor):
         raise StackConfigError("it is a DeferKitItemProcessor itself: put it into ITEM_PROCESSOR")
     inner = build_from_crawler(component, crawler)
     for name in ("open_spider", "process_item", "close_spider"):

@@ -13,7 +13,7 @@ from ._ends import end_as_failed
 from ._runtime import Repeated, now, sleep, spawn
 from ._scrapy import engine_of, is_closing
 from .delivery import PIPELINES, SPIDER_STACK, Visit
-from .exceptions import DeferKitError, counted, text_of
+from .exceptions import DeferKitError, StackConfigError, counted, text_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,6 +66,11 @@ class Replay:
         order: ReplayOrder | None = crawler.settings.get("DEFERKIT_REPLAY")
         if order is None:
             return None
+        if not isinstance(order, ReplayOrder):
+            raise StackConfigError(
+                f"DEFERKIT_REPLAY = {order!r}: only the command sets it: remove it, and run "
+                "`scrapy deferkit replay SPIDER`"
+            )
         delivery = crawl_of(crawler).delivery
         if delivery is None:
             raise DeferKitError(

@@ -250,6 +250,7 @@ async def test_another_item_processor_runs_in_ours(
         (OwnProcessor, "put it into ITEM_PROCESSOR"),
         ("shop.processors.Missing", "No module named 'shop'"),
         (5, "expected an item processor or its import path"),
+        (mock_crawler, "this is not a class"),
         (Shop, "has open_spider_async()"),
     ],
 )

@@ -18,7 +18,7 @@ from scrapy_deferkit._letterbox import LetterBox, default_url
 from scrapy_deferkit.deadletters import ALL, DeadLetters, Selection
 from scrapy_deferkit.delivery import PIPELINES, Delivery, Visit
 from scrapy_deferkit.exceptions import DeadLettersError
-from scrapy_deferkit.replay import ReplayOrder
+from scrapy_deferkit.replay import Replay, ReplayOrder
 from scrapy_deferkit.testing import mock_crawler
 
 from .deadletters.failures import failed, run_sql
@@ -305,3 +305,9 @@ async def test_a_replay_that_cannot_give_its_leases_up_lets_go_of_the_store_all_
         await delivery.close()
     assert "Leases could not be given up, and end by themselves" in caplog.text
     assert delivery.letters._thread is None
+
+
+@pytest.mark.no_runtime
+def test_a_replay_that_no_command_has_ordered_is_refused() -> None:
+    with pytest.raises(StackConfigError, match=r"^DEFERKIT_REPLAY = 'x': only the command"):
+        Replay.of(mock_crawler({"DEFERKIT_REPLAY": "x"}))
