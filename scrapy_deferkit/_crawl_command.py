@@ -20,8 +20,10 @@ from scrapy.commands.crawl import Command as ScrapyCrawlCommand
 from scrapy.exceptions import UsageError
 from scrapy.spiderloader import get_spider_loader
 from scrapy.utils.project import inside_project
+from twisted.internet.defer import Deferred
 
 from ._scrapy import crawler_for
+from .exceptions import DeferKitError, text_of
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from scrapy.crawler import Crawler
     from scrapy.settings import Settings
+    from twisted.python.failure import Failure
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +95,11 @@ class CrawlCommand(ScrapyCrawlCommand):
             _refuse(opts.summary, "the spider cannot be loaded")
 
     def _process_options(self, args: list[str], opts: argparse.Namespace) -> None:
-        if len(args) != 1 or not args[0].strip() or args[0].startswith("-"):
+        if unknown := [arg for arg in args if arg.startswith("-")]:
+            raise UsageError(
+                f"there is no option {unknown[0]} here: see scrapy deferkit crawl --help"
+            )
+        if len(args) != 1 or not args[0].strip():
             raise UsageError(
                 f"one SPIDER is expected, as in scrapy deferkit crawl books; got {' '.join(args)!r}"
             )
@@ -114,10 +121,10 @@ class CrawlCommand(ScrapyCrawlCommand):
         watch = Watch(crawler)
         try:
             with _live(watch):
-                process.crawl(crawler, **opts.spargs)
+                _outcome_of(process.crawl(crawler, **opts.spargs), watch)
                 process.start()
-        except Exception:
-            logger.exception("The crawl has failed")
+        except Exception as error:
+            watch.on_failed(error)
         self.exitcode = watch.exit_code
         if opts.summary is not None:
             seconds = round(monotonic() - began, 3)
@@ -134,6 +141,7 @@ class Watch:
         self._began = monotonic()
         self._has_opened = False
         self._reason: str | None = None
+        self._error: BaseException | None = None
         self._counts: Counter[str] = Counter()
         for signal in _COUNTED:
             crawler.signals.connect(self._count, signal)
@@ -148,6 +156,11 @@ class Watch:
 
     def _on_closed(self, reason: str) -> None:
         self._reason = reason
+
+    def on_failed(self, error: BaseException) -> None:
+        """Log the *error* of the crawl, and remember it."""
+        self._error = error
+        logger.error("The crawl has failed", exc_info=error)
 
     @property
     def exit_code(self) -> int:
@@ -170,18 +183,20 @@ class Watch:
     def summary(self) -> dict[str, Any]:
         """Return how the crawl has ended, for programs."""
         code = self.exit_code
+        why = {"error": self._why()} if code == DID_NOT_START else {}
         return {
             "spider": self._name,
             "outcome": _OUTCOMES[code],
             "exit_code": code,
             "reason": self._reason,
+            **why,
             **self._figures(),
         }
 
     def text(self) -> str:
         """Return how the crawl has ended, in one line."""
         if not self._has_opened:
-            return f"{self._name} did not start: the log says why"
+            return f"{self._name} did not start: {self._why()}"
         figures = self._figures()
         parts = ["{scraped} delivered, {dropped} dropped, {failed} failed".format(**figures)]
         if figures["kept"]:
@@ -200,6 +215,12 @@ class Watch:
             parts.append(f"closed early ({self._reason or 'by force'})")
         return f"{self._name}: {'; '.join(parts)}"
 
+    def _why(self) -> str:
+        if self._error is None:
+            return "the log says why"
+        kind = "" if isinstance(self._error, DeferKitError) else f"{type(self._error).__name__}: "
+        return f"{kind}{text_of(self._error)}"
+
     def line(self) -> Text:
         """Return how it stands now, for a terminal."""
         from rich.text import Text
@@ -209,6 +230,24 @@ class Watch:
         minutes, seconds = divmod(int(monotonic() - self._began), 60)
         text = f"{self._name}: {counts}, {minutes}:{seconds:02}"
         return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _outcome_of(crawl: Any, watch: Watch) -> None:
+    """Have *watch* learn of the error that *crawl* ends with, before asyncio or Twisted logs it."""
+
+    def failed(failure: Failure) -> None:
+        assert failure.value is not None
+        watch.on_failed(failure.value)
+
+    if isinstance(crawl, Deferred):
+        crawl.addErrback(failed)
+        return
+
+    def done(task: Any) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            watch.on_failed(error)
+
+    crawl.add_done_callback(done)
 
 
 @contextmanager

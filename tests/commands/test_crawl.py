@@ -144,7 +144,7 @@ async def test_what_is_no_terminal_gets_no_progress(monkeypatch: pytest.MonkeyPa
         ([], "one SPIDER is expected"),
         ([""], "one SPIDER is expected"),
         (["books", "more"], "got 'books more'"),
-        (["books", "--sumary=x"], "got 'books --sumary=x'"),
+        (["books", "--sumary=x"], "there is no option --sumary=x here"),
         (["books"], "there is no project here"),
         (["books", "--summary", "no/such/folder.json"], "cannot be written"),
     ],
@@ -237,6 +237,10 @@ def test_the_settings_and_the_pipelines_make_the_exit_code(project: Project) -> 
     assert said.endswith("books: 1 delivered, 1 dropped, 2 failed\n")
     bad = ("-s", "DEFERKIT_MAX_FAILED_ITEMS=many", "--summary", "out.json")
     said = project.scrapy("deferkit", "crawl", "books", *bad, code=3).stderr
-    assert "books did not start: the log says why" in said
+    assert said.splitlines()[-1].startswith(
+        "books did not start: DEFERKIT_MAX_FAILED_ITEMS = 'many': a number of items is expected"
+    )
+    assert "never retrieved" not in said
     assert summary(project)["exit_code"] == 3
+    assert summary(project)["error"].startswith("DEFERKIT_MAX_FAILED_ITEMS = 'many'")
     assert summary(project)["reason"] is None
