@@ -106,7 +106,7 @@ def run_suite(
     print(f"\n##### {runtime}: {description}\n", flush=True)
     pytest = [*PYTHON, *(["coverage", "run", "-p", "-m"] if cov else []), "pytest"]
     started = time.monotonic()
-    extent = os.environ.get(VARIABLE) or ("" if first else "quick")
+    extent = os.environ.get(VARIABLE) or ("" if first and not cov else "quick")
     ended = subprocess.run(
         [*pytest, *options, "-m", expression, *pytest_options],
         env={**os.environ, VARIABLE: extent},
