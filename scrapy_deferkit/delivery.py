@@ -35,7 +35,7 @@ from .merge import ATOMS, copy_item, is_simple
 from .signals import item_dead_lettered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from scrapy.crawler import Crawler
     from scrapy.http import Request
@@ -185,7 +185,7 @@ class Delivery:
 
         self._numbers = itertools.count(1)
         self._keyed: set[str] = set()
-        """The ids of this crawl's letters that have a key, if it is a replay."""
+        """The ids of letters that have replaced others while this crawl replays."""
 
         self._told: set[str] = set()
         crawler.signals.connect(self._close_if_not_started, signals.spider_closed)
@@ -247,10 +247,11 @@ class Delivery:
     # ------------------------------------------------------------------------------ how they end
 
     def delivered(self, letter: DeadLetter, how: str) -> None:
-        """Remove *letter*, whose item was scraped or dropped."""
+        """Remove *letter*, whose item was scraped or dropped, unless a later one replaced it."""
         crawl_of(self.crawler).replayed[how] += 1
         count(self.crawler, "replay/delivered")
-        self.letters.delivered(letter.id)
+        if not self.is_own(letter.id):
+            self.letters.delivered(letter.id)
 
     async def keep(self, visit: Visit, error: Exception) -> str | None:
         """Keep the item of *visit*, which failed with *error*, as a dead letter, and signal it.
@@ -312,6 +313,10 @@ class Delivery:
     def is_own(self, letter_id: str) -> bool:
         """Check whether this crawl has put the letter in, so that a replay does not take it."""
         return letter_id.startswith(self.run) or letter_id in self._keyed
+
+    def leave(self, ids: Iterable[str]) -> None:
+        """Leave the letters *ids* to the next replay, as this crawl's own."""
+        self._keyed.update(ids)
 
     async def keep_request(self, letter_id: str, request: dict[str, Any], error: Exception) -> None:
         """Keep the outline of a *request* that its job has set aside; raises if it cannot.

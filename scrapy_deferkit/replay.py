@@ -122,9 +122,9 @@ class Replay:
             some = await letters.patiently(
                 lambda store: store.take(order.selection, number, letters.owner, order.lease)  # noqa: B023
             )
-            is_busy = bool(self._ids())  # and forgets those that have ended, whose items are large
+            in_work = self._ids()  # and forgets those that have ended, whose items are large
             if not some:
-                if not is_busy:
+                if not in_work:
                     return
                 # While its last ones are in work, the lease of a replay that died may end.
                 while self._ids():
@@ -133,7 +133,9 @@ class Replay:
                     await sleep(_LOOK_AGAIN_AFTER)
                 continue
             left = None if left is None else left - len(some)
-            self._held.update((letter.id, None) for letter in some)
+            given_again = in_work.intersection(letter.id for letter in some)
+            self._delivery.leave(given_again)  # another crawl has replaced them meanwhile
+            self._held.update((it.id, None) for it in some if it.id not in given_again)
             self._lasts_until = asked_at + order.lease
             for letter in some:
                 if is_closing(self._crawler):  # Ctrl-C, say: the others stay for another time
@@ -141,7 +143,8 @@ class Replay:
                 if now() >= self._lasts_until:  # the process was stopped, or its loop blocked
                     await self._renew()
                 if self._delivery.is_own(letter.id):
-                    del self._held[letter.id]
+                    if letter.id not in given_again:
+                        self._held.pop(letter.id, None)
                 elif letter.id in self._held:  # else another replay has it
                     yield letter
 
