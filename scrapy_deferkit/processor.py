@@ -138,10 +138,16 @@ def check(processor: Any, owner: str) -> None:
 
 
 def _is_generating(processor: Any) -> bool:
-    if not inspect.isgeneratorfunction(processor):
-        return inspect.isasyncgenfunction(processor)
+    cls = processor if inspect.isclass(processor) else type(processor)
+    methods = (getattr(type(processor), "__call__", None), getattr(cls, "process_item", None))  # noqa: B004
+    return any(map(_is_generator_function, (processor, *methods)))
+
+
+def _is_generator_function(function: Any) -> bool:
+    if not inspect.isgeneratorfunction(function):
+        return inspect.isasyncgenfunction(function)
     # types.coroutine makes a coroutine function of a generator function.
-    code = getattr(processor, "__code__", None)
+    code = getattr(function, "__code__", None)
     return code is None or not code.co_flags & inspect.CO_ITERABLE_COROUTINE
 
 

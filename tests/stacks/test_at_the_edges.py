@@ -331,11 +331,24 @@ async def generating_async(item: Any) -> Any:
     yield item
 
 
+class Generating:
+    def __call__(self, item: Any) -> Any:
+        yield item
+
+
+class GeneratingPipeline:
+    async def process_item(self, item: Any) -> Any:
+        yield item
+
+
 @pytest.mark.no_runtime
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Chain(generating), "generating is a generator function"),
+        (lambda: Chain(Generating()), "Generating is a generator function"),
+        (lambda: Chain(GeneratingPipeline), "GeneratingPipeline is a generator function"),
+        (lambda: Chain(GeneratingPipeline()), "GeneratingPipeline is a generator function"),
         (lambda: Chain(generating_async), "generating_async is a generator function"),
         (lambda: Chain(Retry), r"Retry is the class of a stack; call it, as in Retry\(...\)"),
         (lambda: Chain(len, name=5), "name=5.*text without a slash"),
