@@ -286,7 +286,12 @@ class Command(BaseRunSpiderCommand):
         path.write_text(before, encoding="utf-8")
         editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
         try:
-            ended = subprocess.run([*shlex.split(editor), name], check=False).returncode
+            try:
+                ended = subprocess.run([*shlex.split(editor), name], check=False).returncode
+            except OSError as error:
+                raise DeadLettersError(
+                    f"the editor {editor} does not run ({error}): set VISUAL or EDITOR to one"
+                ) from error
             if ended:
                 raise DeadLettersError(f"{editor} ended with {ended}")
             after = path.read_text(encoding="utf-8")
@@ -400,7 +405,10 @@ class Command(BaseRunSpiderCommand):
         try:
             spidercls = process.spider_loader.load(name)
         except KeyError:
-            raise UsageError(f"there is no spider {name!r} in this project") from None
+            known = ", ".join(process.spider_loader.list()) or "none"
+            raise UsageError(
+                f"there is no spider {name!r} in this project; there are: {known}"
+            ) from None
         always: dict[str, Any] = {
             "JOBDIR": None,
             "DEFERKIT_DEAD_LETTERS": True,
@@ -788,11 +796,19 @@ def _screenful() -> int:
 def _print_tables(rows: Iterator[tuple[DeadLetter, dict[str, str]]]) -> int:
     """Print a line for each of *rows*; return how many they are."""
     number = 0
-    lines = ({**_cells(letter, notes), "failed": _ago(letter.failed_at)} for letter, notes in rows)
+    lines = (_line(letter, notes) for letter, notes in rows)
     while some := list(islice(lines, _TABLE)):
         _print_table(some)
         number += len(some)
     return number
+
+
+def _line(letter: DeadLetter, notes: dict[str, str]) -> dict[str, str]:
+    """Return the cells of a terminal, where the module of an error would hide what it says."""
+    cells = _cells(letter, notes)
+    module = letter.error_type.rpartition(".")[0]
+    error = cells["error"].removeprefix(f"{module}.")
+    return {**cells, "error": error, "failed": _ago(letter.failed_at)}
 
 
 def _print_table(rows: list[dict[str, str]]) -> None:

@@ -264,8 +264,8 @@ class DeadLetters:
         if len(ids) > 1 and ids[0] != id_or_prefix:
             raise DeadLettersError(
                 f"{id_or_prefix!r} is the beginning of several ids of the dead letters at "
-                f"{self.url}: {', '.join(ids)}{', ...' if len(ids) == 5 else ''}. Give more of the "
-                "id."
+                f"{self.url}: {', '.join(ids)}{' and more' if len(ids) == 5 else ''}. Give more of "
+                "the id."
             )
         return next(self.select(Selection(ids=ids[:1])), None)
 
@@ -669,8 +669,8 @@ def _parse(url: str) -> URL:
 
 def _wrong_url(url: str, advice: str = "") -> DeadLettersError:
     return DeadLettersError(
-        f"DEFERKIT_DEAD_LETTERS_URL is {without_secrets(url)!r}, where sqlite:///PATH or "
-        f"postgresql://USER:PASSWORD@HOST/DATABASE is due{advice}."
+        f"DEFERKIT_DEAD_LETTERS_URL = {without_secrets(url)!r}: expected sqlite:///PATH or "
+        f"postgresql://USER:PASSWORD@HOST/DATABASE{advice}."
     )
 
 

@@ -46,11 +46,11 @@ async def check(url: str | None, **settings: Any) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("sqlite://", "is 'sqlite://', where sqlite:///PATH or"),
-        ("sqlite:///:memory:", "is 'sqlite:///:memory:', where sqlite:///PATH or"),
-        ("sqlite:///file:dead.db?mode=ro&uri=true", "where sqlite:///PATH or"),
-        ("dead.db", "is 'dead.db', where sqlite:///PATH or"),
-        ("mysql://me:secret@host/name", r"is 'mysql://\*\*\*@host/name', where sqlite:///PATH or"),
+        ("sqlite://", "= 'sqlite://': expected sqlite:///PATH or"),
+        ("sqlite:///:memory:", "= 'sqlite:///:memory:': expected sqlite:///PATH or"),
+        ("sqlite:///file:dead.db?mode=ro&uri=true", "expected sqlite:///PATH or"),
+        ("dead.db", "= 'dead.db': expected sqlite:///PATH or"),
+        ("mysql://me:secret@host/name", r"= 'mysql://\*\*\*@host/name': expected sqlite:"),
         ("sqlite:////dev/null/dead.db", "at sqlite:////dev/null/dead.db .*Not a directory"),
         ("sqlite:///dead.db?timout=5", "the option timout: the one option .* is timeout"),
         ("sqlite:///dead.db?timeout=long", "timeout=long, which has a wrong option: .*'long'"),

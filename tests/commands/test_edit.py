@@ -105,7 +105,8 @@ def test_an_editor_that_is_not_there_is_told_of(letters: Letters, monkeypatch) -
     monkeypatch.setenv("VISUAL", "/nowhere/editor")
     letters.store.put([failed("a")])
     error = letters("edit", "a", code=1).err
-    assert "/nowhere/editor" in error
+    assert "the editor /nowhere/editor does not run" in error
+    assert "set VISUAL or EDITOR" in error
     named_in(error).unlink()
 
 

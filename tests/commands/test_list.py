@@ -301,6 +301,12 @@ def test_a_terminal_gets_as_many_as_it_asks_for_in_tables_of_bounded_size(
     assert terminal("list", "--id", "a-3").err == "1 dead letter\n"
 
 
+def test_a_terminal_shows_an_error_without_its_module(terminal: Letters) -> None:
+    terminal.store.put([failed("a-1", error_type="a.long.module.Broken", error="no price")])
+    (line,) = drawn(terminal("list").out)
+    assert " Broken: no price " in line
+
+
 @pytest.mark.parametrize("columns", [12, 20, 40, 60, 79, 100, 400])
 def test_a_letter_is_one_line_however_narrow_the_terminal(
     terminal: Letters, monkeypatch: pytest.MonkeyPatch, columns: int

@@ -67,7 +67,7 @@ def test_with_a_setting_that_is_wrong(project: Project) -> None:
     [
         (("replay",), "replay needs one SPIDER"),
         (("replay", "books", "films"), "replay needs one SPIDER"),
-        (("replay", "films"), "there is no spider 'films' in this project"),
+        (("replay", "films"), "there is no spider 'films' in this project; there are: "),
         (("replay", "books", "--lease", "0"), "'0': a number of seconds, from 1"),
         (("replay", "books", "--lease", "nan"), "'nan': a number of seconds"),
         (("replay", "books", "-o", "a.jl", "-O", "b.jl"), "only one of -o"),

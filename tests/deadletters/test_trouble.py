@@ -46,7 +46,7 @@ def lasting_trouble(what: str) -> Iterator[None]:
     ],
 )
 def test_a_url_that_is_not_one_of_ours_is_refused(url: str) -> None:
-    with lasting_trouble("DEFERKIT_DEAD_LETTERS_URL is '.*', where sqlite:///PATH or") as _:
+    with lasting_trouble("DEFERKIT_DEAD_LETTERS_URL = '.*': expected sqlite:///PATH or") as _:
         DeadLetters(url)
 
 
