@@ -817,10 +817,10 @@ def _item_class(entry: Any) -> type:
                 f"{entry!r} cannot be imported: {type(error).__name__}: {error}"
             ) from error
     if not isinstance(cls, type) or not _is_buildable(cls):
+        wrong = f"there is no class {entry!r}" if cls is None else f"{entry!r} is not an item class"
         raise StackConfigError(
-            f"{entry!r} is no item class: a class derived from dict or Item, a dataclass, an attrs "
-            "class, a pydantic model, a NamedTuple or an Enum is expected, or its import path, "
-            'as in "shop_items.Book"'
+            f"{wrong}: expected a class derived from dict or Item, a dataclass, an attrs class, a "
+            'pydantic model, a NamedTuple or an Enum, or its import path, as in "shop_items.Book"'
         )
     return cls
 

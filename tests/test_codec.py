@@ -971,8 +971,10 @@ def test_a_listed_class_is_imported_at_the_start() -> None:
     with pytest.raises(StackConfigError, match=r"codecshop\.broken\.Book.* cannot be imported"):
         Codec(item_classes=["codecshop.broken.Book"])
     for missing in ("codecshop.missing.Book", "codecshop.items.Missing", "codecshop.items.Book.x"):
-        with pytest.raises(StackConfigError, match="is no item class"):
+        with pytest.raises(StackConfigError, match=f"^there is no class '{missing}': expected"):
             Codec(item_classes=[missing])
+    with pytest.raises(StackConfigError, match=r"^'pathlib\.Path' is not an item class: expected"):
+        Codec(item_classes=["pathlib.Path"])
 
 
 class OwnItem(scrapy.Item):
