@@ -90,9 +90,9 @@ class CrawlCommand(ScrapyCrawlCommand):
             self._process_options(args, opts)
         except UsageError as error:
             _refuse(opts.summary, str(error))
-        except Exception:  # a spider's module does not import, say
+        except Exception as error:  # a spider's module does not import, say
             traceback.print_exc()
-            _refuse(opts.summary, "the spider cannot be loaded")
+            _refuse(opts.summary, f"the spider cannot be loaded: {_told(error)}")
 
     def _process_options(self, args: list[str], opts: argparse.Namespace) -> None:
         if unknown := [arg for arg in args if arg.startswith("-")]:
@@ -216,10 +216,7 @@ class Watch:
         return f"{self._name}: {'; '.join(parts)}"
 
     def _why(self) -> str:
-        if self._error is None:
-            return "the log says why"
-        kind = "" if isinstance(self._error, DeferKitError) else f"{type(self._error).__name__}: "
-        return f"{kind}{text_of(self._error)}"
+        return "the log says why" if self._error is None else _told(self._error)
 
     def line(self) -> Text:
         """Return how it stands now, for a terminal."""
@@ -269,6 +266,11 @@ def _live(watch: Watch) -> Iterator[None]:
         transient=True,
     ):
         yield
+
+
+def _told(error: BaseException) -> str:
+    kind = "" if isinstance(error, DeferKitError) else f"{type(error).__name__}: "
+    return f"{kind}{text_of(error)}"
 
 
 def _refuse(summary: Path | None, message: str) -> NoReturn:

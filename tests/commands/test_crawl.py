@@ -191,7 +191,7 @@ def test_a_spider_that_cannot_be_loaded_exits_with_3(project: Project) -> None:
     project.write("shop/spiders/broken.py", "raise ZeroDivisionError('of mine')")
     said = project.scrapy("deferkit", "crawl", "books", "--summary", "out.json", code=3).stderr
     assert "ZeroDivisionError: of mine" in said
-    assert summary(project)["error"] == "the spider cannot be loaded"
+    assert summary(project)["error"] == ("the spider cannot be loaded: ZeroDivisionError: of mine")
 
 
 # ------------------------------------------------------------------------------- whole crawls
