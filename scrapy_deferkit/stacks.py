@@ -524,6 +524,11 @@ class Route(Stack):
                 f"Route: {unreachable} is never reached, since every item is an object; take "
                 "out the entry for object, or what comes after the classes"
             )
+        if isinstance(default, str) and default not in ("pass", "drop") and "." not in default:
+            raise StackConfigError(
+                f'Route(default={default!r}): default is a processor (or its import path), "pass" '
+                'or "drop"'
+            )
         self._keys = list(routes)
         self._default = default
         defaults = [] if default in (None, "pass", "drop") else [default]
