@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -54,11 +53,6 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def added_options() -> list[str]:
-    """Return the options that whoever calls a fixed command adds in the environment."""
-    return shlex.split(os.environ.get("DEFERKIT_TEST_OPTIONS", ""))
-
-
 def parse_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return our own options, and those that are pytest's."""
     parser = argparse.ArgumentParser(
@@ -106,7 +100,7 @@ def run_suite(
     print(f"\n##### {runtime}: {description}\n", flush=True)
     pytest = [*PYTHON, *(["coverage", "run", "-p", "-m"] if cov else []), "pytest"]
     started = time.monotonic()
-    extent = os.environ.get(VARIABLE) or ("" if first and not cov else "quick")
+    extent = os.environ.get(VARIABLE) or ("" if first else "quick")
     ended = subprocess.run(
         [*pytest, *options, "-m", expression, *pytest_options],
         env={**os.environ, VARIABLE: extent},
@@ -124,7 +118,7 @@ def report_coverage() -> int:
 
 def main(argv: list[str]) -> int:
     """Run the suite on each runtime in turn, and return 0 if it passed on all."""
-    arguments, pytest_options = parse_arguments([*added_options(), *argv])
+    arguments, pytest_options = parse_arguments(argv)
     # Where coverage is measured, pytest-twisted's greenlets would make it dearer still.
     known = reversed(RUNTIMES) if arguments.cov else RUNTIMES
     runtimes = list(dict.fromkeys(arguments.runtime or known))

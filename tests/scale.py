@@ -16,7 +16,7 @@ IS_LATEST = scrapy.version_info >= (2, 19)
 def third_of(examples: int) -> int:
     """Return a number of hypothesis' examples: there are three runtimes, and four environments.
 
-    A quick run takes a tenth, and so do the second runtime, the third, and a run that is measured.
+    A quick run takes a tenth, and so do the second runtime and the third.
     """
     return examples if IS_FULL else examples // (10 if IS_QUICK else 3)
 

@@ -141,7 +141,7 @@ def test_every_name_of_the_package_and_of_the_bookshop_exists(file: Path) -> Non
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_setting_and_every_file_that_a_document_names_exists(document: Path) -> None:
     text = document.read_text()
-    assert {*re.findall(r"DEFERKIT_[A-Z][A-Z_]*", text)} <= {*SETTINGS, "DEFERKIT_TEST_OPTIONS"}
+    assert {*re.findall(r"DEFERKIT_[A-Z][A-Z_]*", text)} <= {*SETTINGS}
     for path in re.findall(r"`((?:docs|benchmarks|example_project|[A-Z]+\.md)[\w/.]*)`", text):
         assert (ROOT / path).exists(), path
 
