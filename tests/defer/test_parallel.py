@@ -6,7 +6,7 @@ import gc
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -94,10 +94,23 @@ async def test_coroutines_among_them_give_what_the_plain_formulation_gives(
     assert ours == theirs
 
 
+def in_any_order(seen: list[Any]) -> list[Any]:
+    """Sort the pairs: of coroutines that end in one turn, any worker may be the first to go on."""
+    return [
+        (*before, result if isinstance(result, str) else [sorted(it, key=repr) for it in result])
+        for *before, result in seen
+    ]
+
+
 @given(kinds=elements_of(generated.on_a_loop), count=counts, batches=one_by_one)
+@example(
+    kinds=["fired_failed", "later", "coroutine", "coroutine", "returns", "raises"],
+    count=4,
+    batches=[[0]] * 6,
+)
 async def test_the_two_faces_agree(kinds: list[str], count: int, batches: list[list[int]]) -> None:
     one, other = [await observe(beginning(face, kinds, count), batches) for face in FACES]
-    assert one == other
+    assert in_any_order(one) == in_any_order(other)
 
 
 @pytest.mark.parametrize("helper", FACES)
