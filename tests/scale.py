@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import scrapy
 
 VARIABLE = "DEFERKIT_TESTS"
@@ -11,6 +12,11 @@ IS_FULL = os.environ.get(VARIABLE) == "full"
 IS_QUICK = os.environ.get(VARIABLE) == "quick"
 IS_LATEST = scrapy.version_info >= (2, 19)
 """Where what takes longest runs; the lowest Scrapy has less of it."""
+
+
+with_the_latest = pytest.mark.skipif(
+    not (IS_LATEST or IS_FULL), reason="no version of Scrapy matters to it, so the latest will do"
+)
 
 
 def third_of(examples: int) -> int:

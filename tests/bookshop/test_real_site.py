@@ -15,16 +15,14 @@ from typing import Any
 import pytest
 from bs4 import BeautifulSoup, Tag
 
-from ..scale import IS_FULL, IS_LATEST, tenth_of
+from ..scale import tenth_of, with_the_latest
 from .crawling import ROOT, Crawl, crawl, troubles_in
 
-pytestmark = pytest.mark.crawl
+pytestmark = [pytest.mark.crawl, with_the_latest]
 
 ARCHIVE = ROOT.parent / "shared" / "data" / "books.toscrape.com.tar.xz"
 if not ARCHIVE.exists():
     pytest.skip("the copy of books.toscrape.com is not here", allow_module_level=True)
-if not (IS_LATEST or IS_FULL):
-    pytest.skip("the whole site is crawled with the latest Scrapy", allow_module_level=True)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

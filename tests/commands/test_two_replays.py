@@ -14,10 +14,10 @@ import pytest
 from scrapy_deferkit.deadletters import DeadLetters
 
 from .. import warm
-from ..scale import tenth_of
+from ..scale import tenth_of, with_the_latest
 from .project import Project, failed
 
-pytestmark = pytest.mark.crawl
+pytestmark = [pytest.mark.crawl, with_the_latest]
 
 GIVES_UP_AFTER = 120
 """Seconds for all that one test waits for."""

@@ -11,11 +11,11 @@ import pytest
 
 from scrapy_deferkit.deadletters import DeadLetters
 
-from ..scale import tenth_of
+from ..scale import tenth_of, with_the_latest
 from .failures import failed
 from .replay import SELECTION
 
-pytestmark = pytest.mark.crawl
+pytestmark = [pytest.mark.crawl, with_the_latest]
 
 ROWS = tenth_of(10_000)
 GIVES_UP_AFTER = 60
