@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from scrapy.core.engine import ExecutionEngine
 
@@ -14,3 +16,9 @@ __all__ = ["site"]
 def heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let Scrapy look every 50 ms, and not every 5 s, whether all items of start() have ended."""
     monkeypatch.setattr(ExecutionEngine, "_SLOT_HEARTBEAT_INTERVAL", 0.05)
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Where dead letters are kept, in a file of the test's own."""
+    return f"sqlite:///{tmp_path}/letters.sqlite"

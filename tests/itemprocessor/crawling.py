@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
+from scrapy_deferkit.deadletters import DeadLetter, DeadLetters
+
 from ..crawls.tracing import Shop, Trace, crawl
 
 
@@ -24,6 +26,15 @@ def numbered(count: int, start: int = 0) -> list[dict[str, Any]]:
 def numbers(items: Iterable[Any]) -> list[int]:
     """Give the numbers of *items*, in order of size."""
     return sorted(item["number"] for item in items)
+
+
+def letters_at(url: str) -> list[DeadLetter]:
+    """Return all dead letters that are kept at *url*."""
+    store = DeadLetters(url)
+    try:
+        return list(store.select())
+    finally:
+        store.close()
 
 
 class Starting(Shop):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,27 +20,13 @@ from twisted.python.failure import Failure
 from scrapy_deferkit import Chain, DeferKitItemProcessor, StackSpiderMiddleware, _slots
 from scrapy_deferkit._runtime import Latch, call_soon, sleep, to_awaitable, turn, uses_asyncio
 from scrapy_deferkit._scrapy import is_closing
-from scrapy_deferkit.deadletters import DeadLetter, DeadLetters
 from scrapy_deferkit.signals import item_dead_lettered
 
 from ..crawls.tracing import Trace
 from ..steps import Broken
-from .crawling import Starting, crawl_with, numbered, numbers, page
+from .crawling import Starting, crawl_with, letters_at, numbered, numbers, page
 
 NOWHERE = "http://127.0.0.1:9/"
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/letters.sqlite"
-
-
-def letters_at(url: str) -> list[DeadLetter]:
-    store = DeadLetters(url)
-    try:
-        return list(store.select())
-    finally:
-        store.close()
 
 
 class Counting:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextvars import Context
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +11,11 @@ from scrapy.exceptions import CloseSpider, DropItem, ScrapyDeprecationWarning
 from scrapy_deferkit import DeferKitItemProcessor
 from scrapy_deferkit._engine import resolve
 from scrapy_deferkit._runtime import to_deferred, turn
-from scrapy_deferkit.deadletters import DeadLetter, DeadLetters
 from scrapy_deferkit.testing import mock_crawler
 
 from ..crawls.tracing import Trace
 from ..steps import Broken
-from .crawling import Starting, crawl_with, numbered, numbers, page
+from .crawling import Starting, crawl_with, letters_at, numbered, numbers, page
 
 pytestmark = pytest.mark.filterwarnings("ignore::scrapy.exceptions.ScrapyDeprecationWarning")
 
@@ -99,19 +97,6 @@ class Both(Old):
         raise AssertionError("open_spider_async() is called")
 
     process_item = close_spider = open_spider  # type: ignore[assignment]
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/letters.sqlite"
-
-
-def letters_at(url: str) -> list[DeadLetter]:
-    store = DeadLetters(url)
-    try:
-        return list(store.select())
-    finally:
-        store.close()
 
 
 @pytest.mark.parametrize("processor", [Old, OldOverNew, OutOfContext, Both])
