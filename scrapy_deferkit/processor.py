@@ -215,9 +215,10 @@ def refuse_unless_taking(call: Callable[..., Any], arguments: tuple[str, ...], p
         signature.bind(*arguments)
     except TypeError as error:
         name = name_of(call)
+        fix = "let it take these arguments" if arguments else "give each of its arguments a default"
         raise StackConfigError(
             f"{path} is called with ({', '.join(arguments)}), which its signature "
-            f"{name}{signature} does not allow ({error}): let it take these arguments"
+            f"{name}{signature} does not allow ({error}): {fix}"
         ) from error
 
 

@@ -490,6 +490,9 @@ def test_what_cannot_be_called_is_refused_with_its_signature(
     message = refusal(component, **{setting: value(processor)})
     assert signature in message
     assert path.format(processor.__name__) in message or f": {processor.__name__}" in message
+    is_built = processor in (Misnamed, Argued)
+    fix = "give each of its arguments a default" if is_built else "let it take these arguments"
+    assert processor is Misnamed or message.endswith(fix)
 
 
 @pytest.mark.parametrize(
